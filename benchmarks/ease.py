@@ -1,0 +1,98 @@
+"""EASE against one Cholesky inverse of the same size: time and peak memory.
+
+    python benchmarks/ease.py [--items 6000] [--users 20000] [--per-user 60] [--dtype float32] [--repeats 3]
+
+The bound is LAPACK's own potrf and potri in place on a ready matrix (one triangle of it), and beside it scipy's
+``cho_solve`` on the identity. Jobs take turns; the first turn is warm-up. Memory is the process's peak beyond what the
+interactions hold, in arrays of items x items, measured in fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from scipy import linalg, sparse
+from threadpoolctl import threadpool_info
+
+from ellzero.recommend import EASE
+from ellzero.recommend.ease import gram
+from ellzero.rng import rng
+
+
+def make_interactions(users: int, items: int, per_user: int, dtype: str) -> sparse.csr_array:
+    """Each user takes items drawn by a long-tailed popularity."""
+    generator = rng(0, "benchmark ease")
+    weight = 1 / np.arange(1, items + 1) ** 0.7
+    columns = generator.choice(items, size=users * per_user, p=weight / weight.sum())
+    rows = np.repeat(np.arange(users), per_user)
+    matrix = sparse.csr_array((np.ones(len(rows), dtype=dtype), (rows, columns)), shape=(users, items))
+    matrix.data[:] = 1
+    return matrix
+
+
+def in_place_inverse(matrix: np.ndarray) -> np.ndarray:
+    """potrf and potri on a column-major matrix, one triangle."""
+    potrf, potri = linalg.lapack.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    return potri(potrf(matrix, lower=1, overwrite_a=1, clean=0)[0], lower=1, overwrite_c=1)[0]
+
+
+def peak_arrays(options: argparse.Namespace) -> float:
+    """Peak memory of one fit beyond that before it, in items x items arrays."""
+    matrix = make_interactions(options.users, options.items, options.per_user, options.dtype)
+    EASE(dtype=options.dtype).fit(matrix[:50, :50])  # the libraries' own buffers are not the method's
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    EASE(200.0, dtype=options.dtype).fit(matrix)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) * 1024 / (options.items**2 * np.dtype(options.dtype).itemsize)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=6000)
+    parser.add_argument("--users", type=int, default=20000)
+    parser.add_argument("--per-user", type=int, default=60)
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", action="store_true", help="print the peak memory of one fit, and nothing else")
+    options = parser.parse_args()
+    if options.peak:
+        print(peak_arrays(options))
+        return
+    matrix = make_interactions(options.users, options.items, options.per_user, options.dtype)
+    upper = gram(matrix, options.dtype)
+    full = np.asfortranarray(np.triu(upper) + np.triu(upper, 1).T)
+    full[np.diag_indices_from(full)] += 200
+    identity = np.eye(options.items, dtype=options.dtype)
+    jobs = {
+        "EASE.fit": lambda: EASE(200.0, dtype=options.dtype).fit(matrix),
+        "its Gram matrix": lambda: gram(matrix, options.dtype),
+        "potrf + potri": lambda: in_place_inverse(full.copy(order="F")),
+        "scipy cho_solve": lambda: linalg.cho_solve(linalg.cho_factor(full), identity),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(options.repeats + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    blas = [(lib["architecture"], lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"]
+    print(f"{options.users} users, {options.items} items, {matrix.nnz} interactions, {options.dtype}; BLAS {blas}")
+    for name, times in seconds.items():
+        print(f"{name:16} {statistics.median(times):8.3f} s  ({min(times):.3f} to {max(times):.3f} s)")
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    for peer in ("potrf + potri", "scipy cho_solve"):
+        print(f"EASE.fit / {peer}: {median['EASE.fit'] / median[peer]:.2f}")
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak"]
+    peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"peak memory of a fit: {peak:.2f} arrays of items x items (reach: at most 2.2)")
+
+
+if __name__ == "__main__":
+    main()

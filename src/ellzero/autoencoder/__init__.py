@@ -1,0 +1,23 @@
+"""Sparse autoencoders: few active latents for each activation of a model.
+
+Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``,
+``metrics``, ``storage`` (SAELens' file names), ``pca`` (the dense baseline) and ``frontier`` (the methods compared).
+Does not live here: selections and gradient rules (``parts``), activations of models (``models``), the task.
+Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from ellzero.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "PCA": "pca",
+        "SAETrainer": "trainer",
+        "SparseAutoencoder": "model",
+        "SparseCode": "model",
+        "evaluate": "metrics",
+    },
+    ("frontier", "metrics", "model", "objective", "pca", "presets", "storage", "trainer"),
+)

@@ -1,0 +1,213 @@
+"""Training of sparse autoencoders on a matrix or a stream of activations.
+
+Lives here: ``SAETrainer``: scale and start values from the data, dead latents, the steering of a price, and the
+calibration at the end. Does not live here: the loop itself (``ellzero.training.loop``), loss terms (``objective``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ellzero.autoencoder.model import SparseAutoencoder
+from ellzero.autoencoder.objective import Step
+from ellzero.errors import InputError, check, check_array, check_integer
+from ellzero.parts.schedules import Linear
+from ellzero.training.loop import Batches, Trained, train
+
+__all__ = ["SAETrainer", "geometric_median"]
+
+_WARM, _DECAY = Linear(0.0, 1.0, 0.0, 0.05), Linear(1.0, 0.0, 0.8, 1.0)
+_SAMPLE = 65_536
+
+
+def learning_rate_factor(step: float, total: float) -> float:
+    """Linear warm-up over the first 5 % of the steps, linear decay to zero over the last 20 %."""
+    return _WARM(min(step + 1, total), total) * _DECAY(step, total)
+
+
+def geometric_median(x: Float[Tensor, "rows d"], *, rounds: int = 50, tolerance: float = 1e-6) -> Float[Tensor, " d"]:
+    """The point with the smallest sum of distances to the rows, by Weiszfeld's iteration from the mean."""
+    point = x.mean(0)
+    for _ in range(rounds):
+        weight = 1 / (x - point).norm(dim=1).clamp_min(1e-9)
+        following = (weight @ x) / weight.sum()
+        moved, point = (following - point).norm(), following
+        if moved <= tolerance * point.norm().clamp_min(1e-9):
+            break
+    return point
+
+
+class SAETrainer:
+    """Trains an autoencoder by Adam on its objective.
+
+    Inputs are scaled so that a row's mean square is 1 per feature, and the biases scaled back at the end; so learning
+    rates mean the same for any model's activations.
+
+    Parameters
+    ----------
+    sae : the autoencoder; trained in place.
+    lr : peak learning rate; ``2e-4 / sqrt(d_sae / 16384)`` by default (Gao et al., 2024).
+    batch_size : rows per step.
+    steps : of the optimiser.
+    clip : largest norm of all gradients together.
+    initialize : set ``b_dec`` to the geometric median of a sample first.
+    seed : of the order of rows.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        *,
+        lr: float | None = None,
+        batch_size: int = 4096,
+        steps: int = 10_000,
+        clip: float = 1.0,
+        initialize: bool = True,
+        seed: int = 0,
+    ):
+        if not isinstance(sae, SparseAutoencoder):
+            raise InputError(f"sae: got {type(sae).__name__}, want a SparseAutoencoder")
+        self.sae = sae
+        self.lr = 2e-4 / math.sqrt(sae.d_sae / 16384) if lr is None else check("lr", lr, above=0, below=math.inf)
+        self.batch_size = check_integer("batch_size", batch_size, at_least=1)
+        self.steps = check_integer("steps", steps, at_least=1)
+        self.clip = check("clip", clip, above=0)
+        self.seed = check_integer("seed", seed, at_least=0)
+        self.initialize = bool(initialize)
+        self.state = _State(sae)
+
+    def fit(self, acts: Any, *, progress: bool = False, checkpoint: Any = None) -> Trained:
+        """Train on activations and leave the autoencoder in evaluation mode.
+
+        Parameters
+        ----------
+        acts : ``[rows, d_in]`` as an array, a memory map or a tensor; or an iterable of such batches (an
+            ``ActivationStream``), gone through as often as the steps need where it can be.
+        progress : show a bar.
+        checkpoint : a folder; a run that was killed goes on from there.
+        """
+        sample, batches = self._source(acts)
+        scale = math.sqrt(self.sae.d_in) / float(sample.square().sum(1).mean().sqrt().clamp_min(1e-12))
+        sample = sample * scale
+        self.sae.rescale(scale)
+        try:
+            found = self._run(sample, batches, scale, progress, checkpoint)
+        finally:
+            self.sae.rescale(1 / scale)
+        self.sae.eval()
+        return found
+
+    def _run(self, sample: Tensor, batches: Any, scale: float, progress: bool, checkpoint: Any) -> Trained:
+        sae = self.sae
+        if self.initialize:
+            with torch.no_grad():
+                sae.b_dec.copy_(geometric_median(sample))
+        sae.normalize()
+        optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, betas=(0.9, 0.999), eps=6.25e-10)
+        hook = sae.W_dec.register_post_accumulate_grad_hook(self._tangent)
+        try:
+            found = train(
+                sae, lambda model, rows: self.state.loss(rows.to(model.W_dec) * scale), batches, optimizer=optimizer,
+                steps=self.steps, schedule=learning_rate_factor, clip=self.clip, parts={"sae": self.state},
+                checkpoint=checkpoint, seed=self.seed, progress=progress,
+            )  # fmt: skip
+        finally:
+            hook.remove()
+        if sae.infer is not None:
+            sae.calibrate(sample)
+        return found
+
+    @torch.no_grad()
+    def _tangent(self, weight: Tensor) -> None:
+        if self.sae.decoder is not None:
+            weight.grad = self.sae.decoder.tangent(weight, weight.grad)
+
+    def _source(self, acts: Any) -> tuple[Tensor, Any]:
+        """A sample of rows for scale, start and calibration, and the batches to train on."""
+        width = self.sae.d_in
+        if hasattr(acts, "shape"):
+            check_array("acts", acts, ndim=2, shape=(None, width), dtypes="f")
+            rows = acts if isinstance(acts, Tensor) else torch.from_numpy(np.array(acts, dtype=np.float32))
+            rows = rows.detach().to(self.sae.W_dec)
+            return rows[:: -(-len(rows) // _SAMPLE)], Batches(rows, batch_size=self.batch_size, seed=self.seed)
+        if not hasattr(acts, "__iter__"):
+            raise InputError(f"acts: got {type(acts).__name__}, want an array, a tensor or an iterable of batches")
+        stream = _rows(acts, width, self.batch_size)
+        first = list(itertools.islice(stream, max(min(_SAMPLE // self.batch_size, self.steps), 1)))
+        return torch.cat(first).to(self.sae.W_dec), itertools.chain(first, stream)
+
+
+def _rows(acts: Any, width: int, size: int) -> Iterator[Tensor]:
+    """Batches of exactly ``size`` rows, over and over; an iterator that cannot be repeated ends after one pass."""
+    waiting: list[Tensor] = []
+    held = 0
+    for epoch in itertools.count():
+        passes = acts.batches(epoch) if hasattr(acts, "batches") else acts
+        some = False
+        for rows in passes:
+            rows = rows[0] if hasattr(acts, "batches") else rows
+            check_array("acts", rows, ndim=2, shape=(None, width), dtypes="f")
+            waiting.append(torch.as_tensor(rows, dtype=torch.float32))
+            held, some = held + len(rows), True
+            while held >= size:
+                block = torch.cat(waiting)
+                yield block[:size]
+                waiting, held = [block[size:]], held - size
+        if not some or (iter(passes) is passes and not hasattr(acts, "batches")):
+            if epoch == 0 and not some:
+                raise InputError("acts: got no rows, want activations")
+            return
+
+
+class _State:
+    """What moves during training beside the weights: rows since each latent fired, and the steered price."""
+
+    def __init__(self, sae: SparseAutoencoder):
+        self.sae = sae
+        self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.log_steer = 0.0
+        self.active = float("nan")
+        self._target = next((t.target for t in sae.objective if getattr(t, "target", None)), None)
+        self._dead_after = next((t.dead_after for t in sae.objective if hasattr(t, "dead_after")), None)
+
+    def loss(self, x: Float[Tensor, "rows d_in"]) -> Tensor:
+        """The objective on one batch. The counts are brought up to date first: no live latent counts as dead."""
+        sae = self.sae
+        pre = sae.pre(x)
+        z = sae.keep(pre.relu())
+        x_hat = sae.decode(z)
+        with torch.no_grad():
+            on = z.detach() > 0
+            self.silent = (self.silent + len(x)).masked_fill(on.any(0), 0)
+            dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on[0])
+            if self._target is not None:
+                self._steer(float(on.sum()) / len(x))
+        step = Step(sae, x, pre, z, x_hat, dead, math.exp(self.log_steer))
+        return sum(term(step) for term in sae.objective)
+
+    def _steer(self, active: float) -> None:
+        """Raise the price while more than the target are active, in proportion to the log of the excess."""
+        self.active = active
+        gap = math.log(max(active, 1e-3) / self._target)
+        self.log_steer = min(max(self.log_steer + 0.05 * min(max(gap, -1.0), 1.0), -20.0), 20.0)
+
+    def step(self) -> None:
+        """After the optimiser: back onto the decoder's constraint."""
+        self.sae.normalize()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """For a checkpoint."""
+        return {"silent": self.silent, "log_steer": self.log_steer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.silent.copy_(state["silent"])
+        self.log_steer = state["log_steer"]

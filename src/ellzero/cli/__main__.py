@@ -1,0 +1,5 @@
+"""``python -m ellzero.cli`` is ``ellzero``."""
+
+from ellzero.cli import main
+
+main()

@@ -1,0 +1,14 @@
+"""The questions: one file per task, each with its data, fidelity, budget unit, methods and its own ``apply``.
+
+Lives here: ``TASKS``, the names that the command line knows, and the tasks. Does not live here: the methods (wings)
+or how they are compared (``ellzero.compare.runner``). A task module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TASKS"]
+
+TASKS = {
+    "regression": "ellzero.compare.tasks.regression:Regression",
+    "network": "ellzero.compare.tasks.network:Network",
+}

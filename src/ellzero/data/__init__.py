@@ -1,0 +1,24 @@
+"""Data: generators whose ground truth is known, and real sets that ship with ellzero or lie under ``ELLZERO_DATA``.
+
+Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition) and ``sets`` (tables,
+images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), or the
+stream of a model's activations (``models``).
+"""
+
+from __future__ import annotations
+
+from ellzero.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "data_root": "sets",
+        "load": "sets",
+        "planted_features": "generators",
+        "planted_regression": "generators",
+        "sparse_signals": "generators",
+        "superposed_features": "generators",
+        "texts": "sets",
+    },
+    ("generators", "sets"),
+)

@@ -1,0 +1,23 @@
+"""Sparse linear regression: estimators in scikit-learn's form, and the methods that the comparison runs.
+
+Lives here: ``Lasso``, ``ElasticNet``, ``MCPRegression``, ``OrthogonalMatchingPursuit``, ``IterativeHardThresholding``
+(``estimators``), and ridge, Lasso, OMP and IHT as methods with a frontier (``frontier``).
+Does not live here: the algorithms (``solvers``), penalties (``parts``), data and the question asked of it
+(``compare.tasks.regression``).
+"""
+
+from __future__ import annotations
+
+from ellzero.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "ElasticNet": "estimators",
+        "IterativeHardThresholding": "estimators",
+        "Lasso": "estimators",
+        "MCPRegression": "estimators",
+        "OrthogonalMatchingPursuit": "estimators",
+    },
+    ("artefact", "estimators", "frontier"),
+)

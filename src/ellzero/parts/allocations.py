@@ -1,0 +1,208 @@
+"""Allocations: how one budget of kept weights is spread over layers.
+
+Lives here: frozen values with ``densities(shapes, density, scores)`` and the exact ``counts`` that follow from them.
+Does not live here: which entries of a layer are kept, or when. ``shapes`` maps names to shapes, the output axis first;
+``density`` is the kept fraction of all entries together. Counts are whole numbers that repeat on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ellzero.errors import InputError, check
+from ellzero.registry import register
+
+__all__ = ["ER", "ERK", "FromScores", "Global", "Uniform", "kept_count"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def kept_count(numel: int, density: float) -> int:
+    """``numel - floor((1 - density) * numel)``, with products that are whole but for rounding taken as whole.
+
+    In floating point ``10 - floor((1 - 0.1) * 10)`` hits or misses 1 by one bit; here ``kept_count(10, 0.1) == 1``.
+    """
+    check("density", density, at_least=0, at_most=1)
+    kept = density * numel
+    whole = round(kept)
+    return whole if abs(kept - whole) <= 1e-12 * max(1.0, kept) else math.ceil(kept)
+
+
+def _sizes(shapes: Shapes) -> dict[str, int]:
+    if not shapes:
+        raise InputError("shapes: got none, want at least one layer")
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    for name, size in sizes.items():
+        if size == 0 or len(shapes[name]) == 0:
+            raise InputError(f"shapes: {name!r} has shape {tuple(shapes[name])}, want at least one axis and one entry")
+    return sizes
+
+
+def _scaled(raw: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, float]:
+    """Densities ``min(1, eps * raw)`` whose entries sum to the budget.
+
+    A layer that would pass 1 is pinned dense, and ``eps`` is solved again over the rest; ``eps`` only grows, so a
+    pinned layer stays pinned.
+    """
+    budget = density * sum(sizes.values())
+    pinned: set[str] = set()
+    while True:
+        free = [name for name in sizes if name not in pinned]
+        weight = sum(raw[name] * sizes[name] for name in free)
+        left = budget - sum(sizes[name] for name in pinned)
+        eps = left / weight if weight > 0 else 0.0
+        over = [name for name in free if eps * raw[name] > 1]
+        if not over:
+            if weight == 0 and free and left > 0:  # nothing distinguishes the rest: the same density in each
+                even = left / sum(sizes[name] for name in free)
+                return {name: 1.0 if name in pinned else even for name in sizes}
+            return {name: 1.0 if name in pinned else eps * raw[name] for name in sizes}
+        pinned.update(over)
+
+
+def _rounded(densities: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, int]:
+    """Whole counts within one of ``densities * sizes`` whose sum is exact: largest remainders, earliest layer first."""
+    exact = {name: densities[name] * sizes[name] for name in sizes}
+    counts = {name: min(math.floor(value + 1e-9), sizes[name]) for name, value in exact.items()}
+    missing = kept_count(sum(sizes.values()), density) - sum(counts.values())
+    order = sorted(sizes, key=lambda name: -round(exact[name] - counts[name], 9))
+    for name in [name for name in order if counts[name] < sizes[name]][: max(missing, 0)]:
+        counts[name] += 1
+    return counts
+
+
+@register(kind="allocation", source="none", example=lambda: Uniform())
+@dataclass(frozen=True)
+class Uniform:
+    """The same density in every layer: ``k = numel - floor(sparsity * numel)`` in each.
+
+    Each layer is rounded up on its own, so the total passes the budget by less than one entry per layer.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        check("density", density, at_least=0, at_most=1)
+        return dict.fromkeys(_sizes(shapes), float(density))
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer."""
+        return {name: kept_count(size, density) for name, size in _sizes(shapes).items()}
+
+
+def _erdos_renyi(shapes: Shapes, density: float, axes: int | None) -> dict[str, float]:
+    check("density", density, at_least=0, at_most=1)
+    sizes = _sizes(shapes)
+    raw = {name: sum(shape[:axes]) / math.prod(shape[:axes]) for name, shape in shapes.items()}
+    return _scaled(raw, sizes, density)
+
+
+@register(kind="allocation", source="arXiv:1707.04780", example=lambda: ER())
+@dataclass(frozen=True)
+class ER:
+    """Erdos-Renyi: density proportional to ``(n_out + n_in) / (n_out n_in)``. Mocanu et al. (2018), equation 3.
+
+    The kernel axes of a convolution are left out. Layers that would pass 1 are dense and the rest is solved again.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        return _erdos_renyi(shapes, density, 2)
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density), _sizes(shapes), density)
+
+
+@register(kind="allocation", source="arXiv:1911.11134", example=lambda: ERK())
+@dataclass(frozen=True)
+class ERK:
+    """Erdos-Renyi with kernels: density proportional to the sum of all axes over their product. Evci et al. (2020).
+
+    Layers that would pass 1 are dense and the rest is solved again.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        return _erdos_renyi(shapes, density, None)
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density), _sizes(shapes), density)
+
+
+def _layer_scores(shapes: Shapes, scores: Mapping[str, Any] | None, needed_by: str) -> dict[str, np.ndarray]:
+    if scores is None:
+        raise InputError(f"scores: got None, want the scores of each layer ({needed_by} reads them)")
+    found = {}
+    for name, shape in shapes.items():
+        if name not in scores:
+            raise InputError(f"scores: {name!r} is missing, want the scores of each layer")
+        array = scores[name]
+        array = array.detach().float().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
+        if array.shape != tuple(shape):
+            raise InputError(f"scores: {name!r} has shape {array.shape}, want {tuple(shape)}")
+        if np.isnan(array).any():
+            raise InputError(f"scores: {name!r} has NaN, want numbers")
+        found[name] = array
+    return found
+
+
+@register(kind="allocation", source="arXiv:1506.02626", example=lambda: Global())
+@dataclass(frozen=True)
+class Global:
+    """One threshold for all layers: the largest scores of the whole network stay, wherever they are.
+
+    Ties go to the earlier layer, and within it to the lower flat index. A layer can come out empty.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        sizes = _sizes(shapes)
+        return {name: count / sizes[name] for name, count in self.counts(shapes, density, scores).items()}
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        sizes = _sizes(shapes)
+        found = _layer_scores(shapes, scores, "the allocation Global")
+        k = kept_count(sum(sizes.values()), density)
+        if k == 0:
+            return dict.fromkeys(sizes, 0)
+        every = np.concatenate([found[name].ravel() for name in sizes])
+        threshold = np.partition(every, every.size - k)[every.size - k]
+        counts = {name: int((found[name] > threshold).sum()) for name in sizes}
+        left = k - sum(counts.values())
+        for name in sizes:
+            tied = min(int((found[name] == threshold).sum()), left)
+            counts[name] += tied
+            left -= tied
+        return counts
+
+
+@register(kind="allocation", source="arXiv:1907.04840", example=lambda: FromScores())
+@dataclass(frozen=True)
+class FromScores:
+    """Density proportional to the mean score of the layer, as sparse momentum spreads its weights.
+
+    Dettmers and Zettlemoyer (2019), section 3. Scores are non-negative; layers that would pass 1 are dense and the
+    rest is solved again.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        check("density", density, at_least=0, at_most=1)
+        sizes = _sizes(shapes)
+        raw = {}
+        for name, array in _layer_scores(shapes, scores, "the allocation FromScores").items():
+            raw[name] = float(array.mean(dtype=np.float64))
+            if not (array >= 0).all() or not math.isfinite(raw[name]):
+                raise InputError(f"scores: {name!r} has negative or infinite scores, want finite numbers at least 0")
+        return _scaled(raw, sizes, density)
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density, scores), _sizes(shapes), density)

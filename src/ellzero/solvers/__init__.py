@@ -1,0 +1,15 @@
+"""Algorithms that find coefficients: operators, coordinate descent, matching pursuit, hard thresholding.
+
+Lives here: loops over data, each with its certificate or stopping rule, for one problem, a path, or many targets.
+Does not live here: penalties and datafits (``parts``), estimators with ``fit`` (the wings), compiled loops
+(``kernels``). A solver asks its operator, datafit and penalty for capabilities and names the one it misses.
+``import ellzero.solvers`` loads none of its modules.
+"""
+
+from __future__ import annotations
+
+from ellzero.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__, {}, ("certificates", "coordinate_descent", "operators", "pursuit", "thresholding")
+)

@@ -1,0 +1,259 @@
+"""The task ``network``: splits, equal effort, exact densities, artefacts that load elsewhere, the user's own model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from ellzero.compare.tasks.network import Network
+from ellzero.data import sets
+from ellzero.errors import InputError
+from ellzero.network import packed
+from ellzero.protocol import Fitted, Method, Task
+
+SHORT = Network(steps=40)
+
+
+def fit(task, name, budget, seed=0):
+    method = task.methods()[name]
+    return next(iter(method.frontier(task.data(seed), [budget], seed)))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(SHORT, "gradual-global", 0.1)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "my_network.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            def build():
+                return torch.nn.Sequential(torch.nn.Linear(5, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+
+            def narrow():
+                return torch.nn.Linear(5, 2)
+
+            def wide():
+                return torch.nn.Linear(6, 3)
+
+            def number():
+                return 3
+
+            def negative_loss(model, X, y):
+                with torch.no_grad():
+                    return -torch.nn.functional.cross_entropy(model(torch.from_numpy(X)), torch.from_numpy(y))
+
+            def broken(model, X, y):
+                return float("nan")
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_network", raising=False)
+    draw = np.random.default_rng(0)
+    X = draw.standard_normal((150, 5)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", X=X, y=X[:, :3].argmax(1))
+    return tmp_path
+
+
+def test_it_keeps_the_contract(fitted):
+    assert isinstance(SHORT, Task)
+    assert isinstance(fitted, Fitted)
+    for name, method in SHORT.methods().items():
+        assert isinstance(method, Method)
+        assert method.name == name
+    assert Network.from_spec(json.loads(json.dumps(SHORT.to_spec()))) == SHORT
+    assert json.loads(json.dumps(SHORT.describe())) == SHORT.describe()
+    assert SHORT.describe() != Network(steps=41).describe()
+
+
+def test_the_parts_are_disjoint_and_the_test_rows_stay():
+    parts = {seed: SHORT._split(seed) for seed in (0, 1)}
+    for train, validation, test in parts.values():
+        assert sorted(np.concatenate([train, validation, test]).tolist()) == list(range(1797))
+        assert len(validation) == len(test) == 1797 // 5
+    assert set(parts[0][2]) == set(parts[1][2])
+    assert set(parts[0][1]) != set(parts[1][1])
+    everything = SHORT.refit_data(0, "all").train
+    assert len(everything[1]) == 1797 - 1797 // 5
+    assert len(SHORT.test()[1]) == 1797 // 5
+
+
+@pytest.mark.parametrize("name", list(SHORT.methods()))
+def test_each_method_lands_on_its_density_exactly(name):
+    method = SHORT.methods()[name]
+    budgets = [1.0] if method.dense else [0.3, 0.05]
+    found = list(method.frontier(Network(steps=12).data(0), budgets, 0))
+    assert len(found) == len(budgets)
+    for budget, point in zip(budgets, found):
+        assert [row.name for row in point.report.rows] == [f"layers.{i}.weight" for i in range(3)]
+        assert budget <= point.realised < budget + 4 / (64 * 256 + 256 * 128 + 128 * 10)
+
+
+def test_every_method_starts_from_the_same_weights_and_batches():
+    data = Network(steps=1).data(3)
+    first = data.info["build"](3).state_dict()
+    assert all(torch.equal(value, data.info["build"](3).state_dict()[name]) for name, value in first.items())
+    assert not torch.equal(first["layers.0.weight"], data.info["build"](4).state_dict()["layers.0.weight"])
+
+
+@pytest.mark.parametrize("name", list(SHORT.methods()))
+def test_candidates_begin_with_the_method_and_repeat_by_seed(name):
+    method = SHORT.methods()[name]
+    found = method.candidates(6, 1)
+    assert found[0] == method
+    assert len(found) == 6
+    assert found == method.candidates(6, 1)
+    assert found[1:] != method.candidates(6, 2)[1:]
+    assert {candidate.name for candidate in found} == {name}
+    for bad in ({"lr": 0.0}, {"weight_decay": -1.0}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            dataclasses.replace(method, **bad)
+
+
+def test_it_learns_and_planted_noise_is_chance(tmp_path):
+    learned = fit(Network(steps=150), "gradual-global", 0.2)
+    assert learned.score(Network().test()) > 0.85
+    table = sets.digits()
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "noise.npz", X=table.X, y=draw.integers(0, 10, len(table.X)))
+    task = Network(str(tmp_path / "noise.npz"), steps=80)
+    noise = fit(task, "gradual-global", 0.2)
+    assert noise.score(task.data(0).validation) < 0.18
+    assert noise.score(task.test()) < 0.18
+
+
+def test_accuracy_is_counted(fitted):
+    X, y = SHORT.data(0).validation
+    with torch.no_grad():
+        classes = fitted.model(torch.from_numpy(X)).argmax(1).numpy()
+    assert fitted.score((X, y)) == sum(int(a == b) for a, b in zip(classes, y)) / len(y)
+    assert fitted.time((X, y)) > 0
+
+
+def test_the_artefact_has_the_bytes_it_states_and_gives_the_same_answers_in_a_fresh_process(fitted, tmp_path):
+    model, rows = tmp_path / "model", tmp_path / "rows.npy"
+    model.mkdir()
+    fitted.save(model)
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors"]
+    with safe_open(model / "model.safetensors", "pt") as file:
+        assert packed.nbytes({name: file.get_tensor(name) for name in file.keys()}) == fitted.nbytes  # noqa: SIM118
+    assert fitted.nbytes < 0.25 * packed.nbytes(fitted.model.state_dict())
+    X, y = SHORT.test()
+    np.save(rows, X * 16)  # the pixels as they are in the data
+    code = textwrap.dedent(
+        """
+        import sys, numpy as np
+        from pathlib import Path
+        from ellzero.compare.tasks.network import Network
+        found = Network().apply(Path(sys.argv[1]), sys.argv[2])
+        np.savez(sys.argv[3], **{name: np.asarray(value) for name, value in found.columns.items()})
+        """
+    )
+    command = [sys.executable, "-c", code, str(model), str(rows), str(tmp_path / "out.npz")]
+    subprocess.run(command, check=True, capture_output=True)
+    with np.load(tmp_path / "out.npz") as out:
+        classes, probability = out["class"], out["probability"]
+    assert (classes == y.astype(str)).mean() == fitted.score((X, y))
+    with torch.no_grad():
+        want = torch.softmax(fitted.model(torch.from_numpy(X)).double(), 1).max(1).values.numpy()
+    np.testing.assert_allclose(probability, want, rtol=1e-6)
+
+
+def test_apply_refuses_what_does_not_fit(fitted, tmp_path):
+    fitted.save(tmp_path)
+    np.save(tmp_path / "wide.npy", np.ones((2, 65)))
+    with pytest.raises(InputError, match="65 columns, want 64"):
+        SHORT.apply(tmp_path, str(tmp_path / "wide.npy"))
+    with pytest.raises(InputError):
+        SHORT.apply(tmp_path, str(tmp_path / "missing.npy"))
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-9])
+    with pytest.raises(InputError, match="safetensors"):
+        SHORT.apply(tmp_path, str(tmp_path / "wide.npy"))
+
+
+def test_the_users_own_model_judge_and_rows(plugin):
+    task = Network.from_options(
+        data=str(plugin / "rows.npz"), model="my_network:build", eval="my_network:negative_loss",
+        extra={"steps": "60", "batch_size": 16, "exclude": "2"},
+    )  # fmt: skip
+    assert (task.fidelity, task.bound, task.steps) == ("negative_loss", None, 60)
+    found = fit(task, "rigl", 0.5)
+    assert [row.name for row in found.report.rows] == ["0.weight"]
+    assert found.realised == 0.5
+    X, y = task.test()
+    logits = found.model(torch.from_numpy(X)).detach().double().numpy()
+    likelihood = logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))
+    assert found.score((X, y)) == pytest.approx(likelihood.mean(), rel=1e-5)
+    (plugin / "out").mkdir()
+    found.save(plugin / "out")
+    output = task.apply(plugin / "out", str(plugin / "rows.npz"))
+    assert len(output.columns["class"]) == 150
+    assert (output.columns["class"][task._split(0)[2]] == logits.argmax(1).astype(str)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"model": "my_network:narrow"}, r"model: gives \(2, 2\)"), ({"model": "my_network:wide"}, "5 features"),
+        ({"model": "my_network:number"}, "model: .* gave int"), ({"model": "my_network:bild"}, "build"),
+        ({"evaluate": "my_network:broken"}, "eval"), ({"evaluate": "my_network:nothing"}, "nothing"),
+        ({"include": "layer"}, "include"), ({"exclude": "layers*"}, "no weight to prune"),
+    ],
+)  # fmt: skip
+def test_a_users_broken_part_is_named(plugin, settings, named):
+    task = Network(str(plugin / "rows.npz"), steps=2, **settings)
+    with pytest.raises(InputError, match=named):
+        fit(task, "dense", 1.0).score(task.data(0).validation)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"hook": "x"}, "hook"), ({"texts": "x"}, "texts"), ({"extra": {"stepz": 3}}, "stepz"),
+        ({"extra": {"steps": "many"}}, "steps"), ({"extra": {"steps": 0}}, "steps"), ({"model": "resnet"}, "model"),
+        ({"eval": "accuracy"}, "eval"), ({"extra": {"batch_size": 0}}, "batch_size"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused_by_name(options, named):
+    with pytest.raises(InputError, match=named):
+        Network.from_options(**options)
+
+
+@pytest.mark.parametrize(
+    "y", [np.arange(40) + 0.5, np.zeros(40), np.arange(40), np.r_[np.zeros(2), 1]], ids=["real", "one", "many", "few"]
+)
+def test_targets_that_are_no_classes_are_refused(tmp_path, y):
+    np.savez(tmp_path / "rows.npz", X=np.random.default_rng(0).random((len(y), 3)), y=y)
+    with pytest.raises(InputError, match="data: "):
+        Network(str(tmp_path / "rows.npz")).data(0)
+
+
+def test_budgets_lie_in_0_to_1():
+    SHORT.check_budgets(SHORT.budgets(SHORT.data(0)))
+    for bad in (0.0, 1.1, float("nan")):
+        with pytest.raises(InputError, match="budgets"):
+            SHORT.check_budgets([bad])
+
+
+def test_mnist_where_it_is_at_hand():
+    why = sets.missing("networks/mnist-t10k-images-idx3-ubyte.gz", "networks/mnist-t10k-labels-idx1-ubyte.gz")
+    if why:
+        pytest.skip(why)
+    task = Network("mnist", steps=60)
+    found = fit(task, "dense", 1.0)
+    assert [row.shape for row in found.report.rows] == [(300, 784), (100, 300), (10, 100)]
+    assert found.score(task.data(0).validation) > 0.8
