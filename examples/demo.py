@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from ellzero.data import sets
+
 RUNS = Path("runs/demo")
 COMPARISONS = {
     "regression": ["--seeds", "3", "--trials", "4"],
@@ -46,12 +48,9 @@ def main() -> None:
 
 
 def write_patients(path: Path) -> None:
-    """New rows in the form the model wants: here, the first ten of the set that the comparison used."""
-    from ellzero.compare.tasks.regression import Regression
-
-    task = Regression.from_options()
-    X, columns = task.example_rows(10)
-    lines = [",".join(columns), *(",".join(repr(float(value)) for value in row) for row in X)]
+    """New rows as a user has them: the ten measurements of ten patients; the model makes its products itself."""
+    patients = sets.load("diabetes")
+    lines = [",".join(patients.columns), *(",".join(repr(float(value)) for value in row) for row in patients.X[:10])]
     path.write_text("\n".join(lines) + "\n")
 
 

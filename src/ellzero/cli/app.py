@@ -15,6 +15,7 @@ import typer
 
 import ellzero
 from ellzero.cli import show
+from ellzero.compare.tasks import TASKS
 from ellzero.errors import InputError, MissingExtraError, check_choice, suggestion
 from ellzero.protocol import Task
 
@@ -56,7 +57,7 @@ def options(
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="regression, autoencoder, network, or module:object.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASKS)}, or module:object.")],
     data: Annotated[str | None, typer.Option(help="A file with your data.")] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     model: Annotated[str | None, typer.Option(help="A model: folder, id, or module:function.")] = None,
@@ -103,7 +104,7 @@ def compare(
 def _task(kind: Any, given: dict[str, Any]) -> Any:
     if not isinstance(kind, type):
         if not isinstance(kind, Task):
-            raise InputError(f"task: {kind!r} is no task; want regression, autoencoder, network or a task's class")
+            raise InputError(f"task: {kind!r} is no task; want {', '.join(TASKS)} or a task's class")
         used = [name for name, value in given.items() if value]
         if used:
             raise InputError(f"--{used[0]}: a task given as an object takes no options")

@@ -27,6 +27,8 @@
   }
 
   function layout(figure, theme) {
+    // the legend's place is a share of the plot's height, and the plots side by side are lower
+    const low = document.getElementById(figure.id).closest(".pair") ? -0.34 : -0.22;
     const axis = (given) => ({
       ...given, automargin: true, gridcolor: theme.grid, linecolor: theme.line, zeroline: false, ticks: "outside",
       tickcolor: theme.line, title: { text: given.title, standoff: 10 },
@@ -37,7 +39,7 @@
       margin: { l: 48, r: 14, t: narrow.matches ? 10 : 34, b: 44 }, hovermode: "closest",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.line, activecolor: theme.ink },
       hoverlabel: { bgcolor: theme.card, bordercolor: theme.line, font: { color: theme.ink }, align: "left" },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.22, yanchor: "top" },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: low, yanchor: "top" },
       xaxis: axis(figure.x), yaxis: axis(figure.y),
       shapes: figure.bands.map((band) => ({
         type: "rect", xref: "paper", x0: 0, x1: 1, y0: band.low, y1: band.high, line: { width: 0 },
