@@ -15,13 +15,14 @@ from selenium.webdriver.support.ui import WebDriverWait
 def main(report: str = "runs/demo/regression/report.html", out: str = "docs/images/frontier.png") -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,900"):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                 {"width": 900, "height": 900, "deviceScaleFactor": 1.5, "mobile": False})  # fmt: skip
         browser.get(Path(report).resolve().as_uri())
         WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.drawn"))
+        browser.execute_script("document.querySelectorAll('.modebar').forEach(bar => bar.remove())")
         place = browser.execute_script("return document.getElementById('frontier').getBoundingClientRect().toJSON()")
         clip = {"x": place["x"], "y": place["y"], "width": place["width"], "height": place["height"], "scale": 1}
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
