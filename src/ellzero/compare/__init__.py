@@ -7,31 +7,15 @@ The package can be called: ``ellzero.compare(task)`` is ``ellzero.compare.compar
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
 from typing import Any
 
-_NAMES = {
-    "Run": "ellzero.compare.runs",
-    "apply": "ellzero.compare.applying",
-    "compare": "ellzero.compare.runner",
-    "take": "ellzero.compare.taking",
-}
+from ellzero.lazy import lazy
 
-__all__ = ["Run", "apply", "compare", "take"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ellzero.compare' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy(
+    __name__, {"Run": "runs", "apply": "applying", "compare": "runner", "take": "taking"}, ("tasks",)
+)
 
 
 class _Callable(ModuleType):

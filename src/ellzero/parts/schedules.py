@@ -54,10 +54,9 @@ class Constant:
         return float(self.value)
 
 
-@register(kind="schedule", source="none", example=lambda: Linear(1.0, 0.1))
 @dataclass(frozen=True)
-class Linear:
-    """A straight line from ``start`` to ``stop`` between the fractions ``begin`` and ``end`` of the run."""
+class _Ramp:
+    """From ``start`` to ``stop``; ``_left`` is the share of the way still ahead at ``u`` in (0, 1)."""
 
     start: float
     stop: float
@@ -71,55 +70,42 @@ class Linear:
 
     def __call__(self, step: float, total: float = 1.0) -> float:
         u = _window(_progress(step, total), self.begin, self.end)
-        return float(self.start if u == 0 else self.stop if u == 1 else self.start + (self.stop - self.start) * u)
+        if u in (0, 1):  # the end points exactly, whatever the rounding
+            return float(self.stop if u else self.start)
+        return float(self.stop + (self.start - self.stop) * self._left(u))
+
+
+@register(kind="schedule", source="none", example=lambda: Linear(1.0, 0.1))
+@dataclass(frozen=True)
+class Linear(_Ramp):
+    """A straight line from ``start`` to ``stop`` between the fractions ``begin`` and ``end`` of the run."""
+
+    def _left(self, u):
+        return 1 - u
 
 
 @register(kind="schedule", source="arXiv:1710.01878", example=lambda: Cubic(1.0, 0.1, 0.25, 0.75))
 @dataclass(frozen=True)
-class Cubic:
+class Cubic(_Ramp):
     """Fast first, then slow: ``stop + (start - stop) (1 - u)**3``. Zhu and Gupta (2017), equation 1.
 
     ``u`` is the progress between the fractions ``begin`` and ``end`` of the run.
     """
 
-    start: float
-    stop: float
-    begin: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self):
-        _finite("start", self.start)
-        _finite("stop", self.stop)
-        _check_window(self.begin, self.end)
-
-    def __call__(self, step: float, total: float = 1.0) -> float:
-        u = _window(_progress(step, total), self.begin, self.end)
-        return float(self.start if u == 0 else self.stop + (self.start - self.stop) * (1 - u) ** 3)
+    def _left(self, u):
+        return (1 - u) ** 3
 
 
 @register(kind="schedule", source="arXiv:1608.03983", example=lambda: Cosine(0.3, 0.0))
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Ramp):
     """Half a cosine: ``stop + (start - stop) (1 + cos(pi u)) / 2``. Loshchilov and Hutter (2017), equation 5.
 
     ``u`` is the progress between the fractions ``begin`` and ``end`` of the run.
     """
 
-    start: float
-    stop: float
-    begin: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self):
-        _finite("start", self.start)
-        _finite("stop", self.stop)
-        _check_window(self.begin, self.end)
-
-    def __call__(self, step: float, total: float = 1.0) -> float:
-        u = _window(_progress(step, total), self.begin, self.end)
-        if u in (0, 1):  # the end points exactly, whatever the rounding of the cosine
-            return float(self.stop if u else self.start)
-        return float(self.stop + (self.start - self.stop) * (1 + math.cos(math.pi * u)) / 2)
+    def _left(self, u):
+        return (1 + math.cos(math.pi * u)) / 2
 
 
 @register(kind="schedule", source="none", example=lambda: Steps((1.0, 0.5, 0.1), (0.25, 0.5)))
