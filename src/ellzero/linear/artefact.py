@@ -52,7 +52,8 @@ class LinearModel:
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """``[n, p]`` in the order of ``columns``: ``[n]``."""
-        return self.predict_kept(np.ascontiguousarray(X[:, self.support], dtype=np.float64))
+        kept = X if len(self.support) == X.shape[1] else X[:, self.support]
+        return self.predict_kept(np.ascontiguousarray(kept, dtype=np.float64))
 
     def predict_kept(self, X: np.ndarray) -> np.ndarray:
         """``[n, len(kept)]``, only the columns that it uses: ``[n]``."""

@@ -150,7 +150,7 @@ class Ridge(_Tuned):
         return {"alpha": 10 ** (-4 + 5.5 * place)}
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
-        """One fit, whatever the budgets; by the eigenvalues of the smaller Gram matrix."""
+        """One fit, whatever the budgets; by the smaller of the two Gram matrices."""
         standard = _Standard.of(data, self.standardise)
         X, y, shift = standard.X, standard.y, len(standard.y) * self.alpha
         if X.shape[1] <= len(X):
@@ -184,8 +184,8 @@ class Lasso(_Tuned):
         check("l2", self.l2, at_least=0)
 
     def _draw(self, place, generator):
-        blend = float(generator.choice([0.0, 0.25, 0.5, 0.75, 1.0]))
-        return {"blend": blend, "l2": 10 ** (-5 + 5 * place) if blend < 1 else 0.0}
+        # Without a refit there is nothing to tune, and the first candidate is that already.
+        return {"blend": float(generator.choice([0.0, 0.25, 0.5, 0.75])), "l2": 10 ** (-5 + 5 * place)}
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
         """Walk down the path as far as each budget allows; between two alphas search for the one that fits k."""

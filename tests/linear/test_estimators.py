@@ -1,0 +1,101 @@
+"""The linear estimators: scikit-learn's contract, sparse and float32 input, named refusals."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn import linear_model
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from ellzero.data.generators import planted_regression
+from ellzero.errors import InputError
+from ellzero.linear import ElasticNet, IterativeHardThresholding, Lasso, MCPRegression, OrthogonalMatchingPursuit
+
+GREEDY = [OrthogonalMatchingPursuit, IterativeHardThresholding]
+ALL = [Lasso, ElasticNet, MCPRegression, *GREEDY]
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_regression(120, 60, 5, snr=50.0, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", ALL)
+def test_the_contract_of_scikit_learn(estimator):
+    check_estimator(estimator())
+
+
+@pytest.mark.parametrize("estimator", GREEDY)
+@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sparse.csr_array, sparse.csc_matrix])
+def test_k_columns_are_found_and_refitted(planted, estimator, form):
+    fitted = estimator(k=5).fit(form(planted.X), planted.y + 2)
+    assert set(np.flatnonzero(fitted.coef_)) == set(planted.support)
+    plain = linear_model.LinearRegression().fit(planted.X[:, planted.support], planted.y + 2)
+    np.testing.assert_allclose(fitted.coef_[planted.support], plain.coef_, atol=1e-6)
+    assert fitted.intercept_ == pytest.approx(plain.intercept_, abs=1e-6)
+    np.testing.assert_allclose(fitted.predict(form(planted.X)), plain.predict(planted.X[:, planted.support]), atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", GREEDY)
+def test_without_k_a_tenth_of_the_columns_is_kept(planted, estimator):
+    assert np.count_nonzero(estimator().fit(planted.X, planted.y).coef_) == 6
+
+
+def test_the_order_of_choice_is_kept(planted):
+    fitted = OrthogonalMatchingPursuit(5).fit(planted.X, planted.y)
+    centred = planted.X - planted.X.mean(0)
+    correlation = abs(centred.T @ planted.y) / np.linalg.norm(centred, axis=0)
+    assert fitted.support_[0] == np.argmax(correlation)
+    assert fitted.n_iter_ == 5
+
+
+def test_hard_thresholding_does_not_care_for_the_units_of_columns(planted):
+    scale = np.logspace(-3, 3, 60)
+    plain = IterativeHardThresholding(5).fit(planted.X, planted.y)
+    scaled = IterativeHardThresholding(5).fit(planted.X * scale, planted.y)
+    np.testing.assert_allclose(scaled.coef_ * scale, plain.coef_, atol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", ALL)
+def test_float32_stays(planted, estimator):
+    X, y = planted.X.astype(np.float32), planted.y.astype(np.float32)
+    single, double = estimator().fit(X, y), estimator().fit(planted.X, planted.y)
+    assert single.coef_.dtype == single.predict(X).dtype == np.float32
+    assert double.coef_.dtype == np.float64
+    np.testing.assert_allclose(single.coef_, double.coef_, atol=1e-3)
+
+
+def test_they_work_in_pipelines_and_searches(planted):
+    pipe = make_pipeline(StandardScaler(), OrthogonalMatchingPursuit())
+    search = GridSearchCV(pipe, {"orthogonalmatchingpursuit__k": [1, 5, 40]}, cv=3).fit(planted.X, planted.y)
+    assert search.best_params_ == {"orthogonalmatchingpursuit__k": 5}
+
+
+@pytest.mark.parametrize("estimator", [Lasso, ElasticNet, MCPRegression])
+def test_a_fit_that_falls_short_says_so(estimator):
+    planted = planted_regression(50, 80, 10, snr=2.0, seed=0)
+    with pytest.warns(ConvergenceWarning, match="raise max_iter or tol"):
+        fitted = estimator(0.01, max_iter=1, tol=1e-12).fit(planted.X, planted.y)
+    assert not fitted.converged_
+    assert fitted.dual_gap_ > 1e-12
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (Lasso(-1.0), "alpha: got -1.0"), (Lasso("1"), "alpha: got '1'"), (Lasso(tol=-1.0), "tol: got -1.0"),
+        (Lasso(max_iter=0), "max_iter: got 0"), (Lasso(weights=[1.0, 1.0]), r"weights: got shape \(2,\), want \(60,\)"),
+        (Lasso(weights=np.full(60, -1.0)), "weights"), (ElasticNet(l1_ratio=2.0), "l1_ratio: got 2.0"),
+        (MCPRegression(gamma=1.0), "gamma: got 1.0"), (OrthogonalMatchingPursuit(0), "k: got 0"),
+        (OrthogonalMatchingPursuit(61), "k: got 61"), (OrthogonalMatchingPursuit(2.5), "k: got 2.5"),
+        (IterativeHardThresholding(61), "k: got 61"), (IterativeHardThresholding(5, tol=-1.0), "tol: got -1.0"),
+        (IterativeHardThresholding(5, max_iter=0), "max_iter: got 0"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_by_name(planted, estimator, words):
+    with pytest.raises(InputError, match=words):
+        estimator.fit(planted.X, planted.y)
