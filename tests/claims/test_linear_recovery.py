@@ -7,6 +7,7 @@ import pytest
 
 from ellzero.rng import rng
 from ellzero.solvers.null_space import SolutionSpace, null_space_tuning
+from ellzero.solvers.phase_retrieval import amplitude_flow, newton_hard_thresholding, phase_pursuit
 from ellzero.solvers.pursuit import omp
 
 
@@ -71,3 +72,79 @@ def test_null_space_tuning_over_sparsity():
         assert means[2] >= 0.95  # growing
         assert means[4] >= 0.95  # with the right count
         assert means[2] >= means[3] + (0.2 if k == 50 else 0)  # OMP falls behind
+
+
+def phaseless(seed, m, p=1000, k=15):
+    generator = rng(seed, "claim", "phase", m)
+    A, x = generator.standard_normal((m, p)), np.zeros(p)
+    x[generator.choice(p, k, replace=False)] = generator.standard_normal(k)
+    return A, abs(A @ x), x
+
+
+def phase_trials(solve, m, seeds):
+    """Share found (up to the sign), and the histories of those."""
+    histories = []
+    for seed in seeds:
+        A, y, x = phaseless(seed, m)
+        run = solve(A, y, 15)
+        if min(np.linalg.norm(run.coef - x), np.linalg.norm(run.coef + x)) < 1e-3 * np.linalg.norm(x):
+            histories.append(run.history)
+    return len(histories) / len(seeds), histories
+
+
+def steps_to(histories, level):
+    """Median steps until the relative residual is below ``level``."""
+    return float(np.median([np.argmax(h < level) if (h < level).any() else np.inf for h in histories]))
+
+
+def tuned_flow(m, seeds):
+    """The step and truncation that find most on other draws, then take the fewest steps."""
+
+    def flow(step, truncation):
+        return lambda A, y, k: amplitude_flow(A, y, k, step=step, truncation=truncation, tol=1e-12)
+
+    best = None
+    for step in (0.5, 0.75, 1.0, 1.2):
+        for truncation in (1.0, 4.0):
+            share, histories = phase_trials(flow(step, truncation), m, seeds)
+            rank = (-share, steps_to(histories, 1e-10) if histories else np.inf)
+            if best is None or rank < best[0]:
+                best = rank, flow(step, truncation), (step, truncation)
+    return best[1:]
+
+
+def compare_phase(m, draws, tuning):
+    flow, setting = tuned_flow(m, range(1000, 1000 + tuning))
+    solvers = {"Newton": newton_hard_thresholding, "pursuit": phase_pursuit, f"flow {setting}": flow}
+    rows = {}
+    for name, solve in solvers.items():
+        share, histories = phase_trials(solve, m, range(draws))
+        rows[name.split()[0]] = share, steps_to(histories, 1e-3), steps_to(histories, 1e-10), histories
+        print(f"m={m} {name}: found {share:.0%}, median steps to 1e-3 and 1e-10 {rows[name.split()[0]][1:3]}")
+    return rows
+
+
+def exponents(histories):
+    """Orders of convergence from three residuals in a row, above rounding."""
+    found = []
+    for h in histories:
+        h = h[h > 1e-13]
+        found.append(np.log(h[-1] / h[-2]) / np.log(h[-2] / h[-3]))
+    return found
+
+
+@pytest.mark.claim("S055")
+@pytest.mark.parametrize(
+    ("draws", "tuning"), [(5, 1), pytest.param(25, 6, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_newton_hard_thresholding_squares_its_error(draws, tuning):
+    for m in (500, 700) if draws < 25 else (300, 500, 700):
+        rows = compare_phase(m, draws, tuning)
+        share, _, steps, histories = rows["Newton"]
+        assert np.median(exponents(histories)) >= 1.7
+        assert steps <= 8
+        assert steps <= 0.45 * rows["flow"][2]
+        if draws == 25:
+            assert share >= {300: 0.5, 500: 0.9, 700: 0.95}[m]
+            assert share >= rows["pursuit"][0]
+            assert share >= rows["flow"][0] - 0.05

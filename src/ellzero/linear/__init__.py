@@ -14,10 +14,13 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "ElasticNet": "estimators",
+        "HardThresholdingPursuit": "recovery",
         "IterativeHardThresholding": "estimators",
         "Lasso": "estimators",
         "MCPRegression": "estimators",
+        "NullSpaceTuning": "recovery",
         "OrthogonalMatchingPursuit": "estimators",
+        "SparsePhaseRetrieval": "phase_retrieval",
     },
-    ("artefact", "estimators", "frontier"),
+    ("artefact", "estimators", "frontier", "phase_retrieval", "recovery"),
 )

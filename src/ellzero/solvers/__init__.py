@@ -11,5 +11,16 @@ from __future__ import annotations
 from ellzero.lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, {}, ("certificates", "coordinate_descent", "operators", "pursuit", "thresholding")
+    __name__,
+    {},
+    (
+        "certificates",
+        "coordinate_descent",
+        "hard_thresholding",
+        "null_space",
+        "operators",
+        "phase_retrieval",
+        "pursuit",
+        "thresholding",
+    ),
 )
