@@ -180,7 +180,7 @@ def test_a_task_must_be_json():
         task_record(Odd())
 
 
-@pytest.mark.parametrize("name", ["regression", "network"])
+@pytest.mark.parametrize("name", ["regression", "network", "autoencoder"])
 def test_the_tasks_that_are_named_are_there(name):
     kind = find_task(name)
     assert kind.name == name

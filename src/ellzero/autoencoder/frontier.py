@@ -104,16 +104,16 @@ class PrincipalComponents:
 class _Trained:
     """Settings that all trained autoencoders share. ``lr`` is the peak learning rate of Adam."""
 
-    lr: float = 0.003
+    lr: float = 0.01
 
     def __post_init__(self):
         check("lr", self.lr, above=0)
 
     def candidates(self, trials: int, seed: int) -> Sequence[Any]:
-        """Itself, then learning rates drawn log-uniformly between 0.001 and 0.01."""
+        """Itself, then learning rates drawn log-uniformly between 0.003 and 0.03."""
         check_integer("trials", trials, at_least=1)
         stream = rng(seed, "candidates", self.name)
-        drawn = 10 ** stream.uniform(-3, -2, trials - 1)
+        drawn = 0.003 * 10 ** stream.uniform(0, 1, trials - 1)
         return [self, *(replace(self, lr=float(f"{lr:.3g}")) for lr in drawn)]
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedCode]:
@@ -124,6 +124,8 @@ class _Trained:
             sae = self._build(data.train.shape[1], info["d_sae"], k, seed, info["batch_size"])
             trainer = SAETrainer(sae, lr=self.lr, batch_size=info["batch_size"], steps=info["steps"], seed=seed)
             trainer.fit(data.train)
+            if sae.infer is not None:  # on rows that were not trained on, where a little more is active
+                sae.calibrate(torch.from_numpy(data.validation))
             yield FittedCode(sae, evaluate(sae, data.validation)["l0"], info)
 
 

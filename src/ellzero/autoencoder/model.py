@@ -26,8 +26,8 @@ from ellzero.rng import rng
 
 __all__ = ["CalibratedThreshold", "SparseAutoencoder", "SparseCode", "UnitNorm"]
 
-# Entries of the activation matrix that a threshold is calibrated on: 256 MB of float32.
-_CALIBRATION = 2**26
+# Entries of the activation matrix that a threshold is calibrated on: 32 MB of float32.
+_CALIBRATION = 2**23
 
 
 class SparseCode(NamedTuple):

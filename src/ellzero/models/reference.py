@@ -24,7 +24,7 @@ from ellzero.models import storage
 from ellzero.models.tokenizer import Tokenizer
 from ellzero.models.transformer import Transformer
 
-__all__ = ["held_out_loss", "reference_card", "reference_language_model", "reference_texts", "split_text"]
+__all__ = ["documents", "held_out_loss", "reference_card", "reference_language_model", "reference_texts", "split_text"]
 
 WEIGHTS = Path(str(resources.files("ellzero.models"))) / "weights" / "reference_lm.safetensors"
 CARD = WEIGHTS.with_suffix(".json")
@@ -71,18 +71,19 @@ def reference_texts(part: str = "train") -> list[str]:
     """
     check_choice("part", part, ("train", "validation"))
     halves = [split_text(raw_text(name), HELD_OUT) for name in TEXTS]
-    return [document for first, last in halves for document in _documents(first if part == "train" else last)]
+    return [document for first, last in halves for document in documents(first if part == "train" else last)]
 
 
-def _documents(text: str) -> list[str]:
-    documents, open_parts, size = [], [], 0
+def documents(text: str) -> list[str]:
+    """Runs of whole paragraphs of about 1,500 characters or more each."""
+    found, open_parts, size = [], [], 0
     for paragraph in paragraphs(text):
         open_parts.append(paragraph)
         size += len(paragraph)
         if size >= _DOCUMENT:
-            documents.append("\n\n".join(open_parts))
+            found.append("\n\n".join(open_parts))
             open_parts, size = [], 0
-    return documents + (["\n\n".join(open_parts)] if open_parts else [])
+    return found + (["\n\n".join(open_parts)] if open_parts else [])
 
 
 @torch.no_grad()

@@ -80,4 +80,6 @@ def _last_kept(flat: Any, count: int) -> Any:
             return flat.topk(count, sorted=False).values.min()
         wide = flat.float() if flat.element_size() < 4 else flat  # bfloat16 is unknown to NumPy; widening is exact
         flat = wide.numpy()
+    above = flat[flat > flat.min()]  # a crowd of equals, as rectified scores have, slows the quickselect twentyfold
+    flat = above if above.size >= count else flat
     return np.partition(flat, flat.size - count)[flat.size - count].item()

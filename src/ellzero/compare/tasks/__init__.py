@@ -11,4 +11,5 @@ __all__ = ["TASKS"]
 TASKS = {
     "regression": "ellzero.compare.tasks.regression:Regression",
     "network": "ellzero.compare.tasks.network:Network",
+    "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
 }
