@@ -18,9 +18,12 @@ __getattr__, __dir__, __all__ = lazy(
         "IterativeHardThresholding": "estimators",
         "Lasso": "estimators",
         "MCPRegression": "estimators",
+        "MutualInformationScreening": "screening",
         "NullSpaceTuning": "recovery",
         "OrthogonalMatchingPursuit": "estimators",
         "SparsePhaseRetrieval": "phase_retrieval",
+        "SparseProbe": "probing",
     },
-    ("artefact", "estimators", "frontier", "phase_retrieval", "recovery"),
-)
+    ("artefact", "best_subset", "concepts", "estimators", "frontier", "information", "neurons", "phase_retrieval",
+     "probing", "recovery", "restricted", "screening"),
+)  # fmt: skip
