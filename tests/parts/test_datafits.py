@@ -44,8 +44,9 @@ def reference(name, y, z, s):
 
 
 def test_every_registered_datafit_is_tested():
-    assert {entry.name for entry in registry.entries("datafit")} == set(ALL)
-    for entry in registry.entries("datafit"):
+    own = [entry for entry in registry.entries("datafit") if entry.module == D.__name__]  # the rest: .._coupled
+    assert {entry.name for entry in own} == set(ALL)
+    for entry in own:
         assert entry.example().value(np.ones(3), np.zeros(3)) > 0
 
 

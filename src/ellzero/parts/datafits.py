@@ -32,10 +32,23 @@ class Datafit:
     """What all datafits share: the checks.
 
     ``centring`` says that a free intercept can be had by centring y and the columns of X; otherwise a solver fits
-    it beside w, starting from ``constant(y)``.
+    it beside w, starting from ``constant(y)``. ``labels`` says that y holds two labels, not numbers.
+
+    A Hessian that is not diagonal is ``diag(d) - R R'``: such a datafit has ``curvature`` in place of
+    ``hessian_diagonal``. One that is not smooth has ``smoothed(mu)``: another whose conjugate has the same domain
+    and which differs by at most ``mu / 2``, so that its gradient is feasible in the dual of both.
     """
 
     centring = False
+    labels = False
+
+    def outputs(self, y: Any) -> int | None:
+        """Predictions per sample: ``None`` for a vector of them, else the width of the ``[n, outputs]`` prediction."""
+        return None if y.ndim == 1 else y.shape[1]
+
+    def mean(self, z: Any) -> Any:
+        """What is expected of y at the prediction z (the inverse link)."""
+        return z
 
     def check_targets(self, y: Any) -> Any:
         """Return ``y`` if it is finite and in the domain of the loss."""
@@ -126,6 +139,8 @@ class Quadratic(Mean):
 class Margin(Mean):
     """Losses of the margin y z, for labels -1 and +1."""
 
+    labels = True
+
     def check_targets(self, y: Any) -> Any:
         """Return ``y`` if every label is -1 or +1."""
         y = check_array("y", floating("y", y))
@@ -192,6 +207,10 @@ class Poisson(Mean):
         """d^2 value / d z_i^2, in the shape of z."""
         y, z, s = self._inputs(y, z, weights)
         return s * namespace(z).exp(z)
+
+    def mean(self, z: Any) -> Any:
+        """``exp(z)``, the rate."""
+        return namespace(z).exp(z)
 
     def constant(self, y: Any, weights: Any = None) -> float:
         """The logarithm of the weighted mean of y."""
@@ -288,6 +307,12 @@ class SquaredHinge(Margin):
 class Absolute(Mean):
     """Mean absolute error, ``l = |y - z|``: the median's loss. Not smooth: the gradient is sign(z - y), 0 at a fit."""
 
+    def smoothed(self, mu: float) -> Any:
+        """Its Moreau envelope: quadratic where ``|y - z| <= mu``."""
+        from ellzero.parts.datafits_smoothed import SmoothedAbsolute
+
+        return SmoothedAbsolute(mu)
+
     def constant(self, y: Any, weights: Any = None) -> float:
         """The (lower) weighted median of y."""
         y, s = self._column(y, weights)
@@ -315,6 +340,12 @@ class SquareRoot(Datafit):
     """
 
     centring = True
+
+    def smoothed(self, mu: float) -> Any:
+        """The same where it exceeds ``mu``, quadratic below."""
+        from ellzero.parts.datafits_smoothed import SmoothedSquareRoot
+
+        return SmoothedSquareRoot(mu)
 
     def value(self, y: Any, z: Any, weights: Any = None) -> Any:
         """The root of the mean squared error."""

@@ -47,6 +47,10 @@ class Operator(ABC):
     def columns(self, index: np.ndarray) -> np.ndarray:
         """The chosen columns as a dense ``[n, len(index)]`` array in Fortran order."""
 
+    def take(self, index: np.ndarray) -> Any:
+        """The chosen columns as ``columns`` gives them, but a scipy sparse matrix where X is one."""
+        return self.columns(index)
+
     def matvec(self, w: np.ndarray) -> np.ndarray:
         """``X w`` for ``[p]``."""
         return self.matmat(w[:, None])[:, 0]
@@ -126,6 +130,9 @@ class Sparse(Operator):
 
     def columns(self, index):
         return self.x[:, index].toarray(order="F")
+
+    def take(self, index):
+        return self.x[:, index]
 
     def gram(self, index, other=None):
         left = self.x[:, index]
