@@ -67,7 +67,7 @@ def test_the_algebra_is_the_matrix(dtype, n, p, seed):
         for ours, plain in [
             (operator.matmat(w), full @ w), (operator.rmatmat(u), full.T @ u),
             (operator.matvec(w[:, 0]), full @ w[:, 0]), (operator.rmatvec(u[:, 0]), full.T @ u[:, 0]),
-            (operator.columns(some), full[:, some]), (operator.take(some) @ np.eye(len(some)), full[:, some]),
+            (operator.columns(some), full[:, some]), (operator.take(some) @ np.eye(4, dtype=dtype), full[:, some]),
             (operator.gram(some), full[:, some].T @ full[:, some]),
             (operator.gram(some, other), full[:, some].T @ full[:, other]),
             (operator.column_norms(), np.linalg.norm(full, axis=0)),
