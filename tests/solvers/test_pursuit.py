@@ -9,7 +9,7 @@ from sklearn.linear_model import orthogonal_mp
 
 from ellzero.errors import InputError
 from ellzero.solvers.operators import Centred, Sparse
-from ellzero.solvers.pursuit import omp
+from ellzero.solvers.pursuit import omp, omp_gram
 
 
 def by_definition(X, y, k):
@@ -93,6 +93,34 @@ def test_sparse_centred_and_float32():
     np.testing.assert_array_equal(single.support, want.support[:5])
 
 
+def test_a_gram_matrix_and_products_are_enough():
+    generator = np.random.default_rng(4)
+    X, Y = generator.standard_normal((50, 30)), generator.standard_normal((50, 7))
+    runs = omp_gram(X.T @ X, X.T @ Y, (Y**2).sum(0), 6)
+    for run, want in zip(runs, omp(X, Y, 6)):
+        np.testing.assert_array_equal(run.support, want.support)
+        np.testing.assert_allclose(run.residual_norms, want.residual_norms, rtol=1e-9)
+    one = omp_gram(X.T @ X, X.T @ Y[:, 0], Y[:, 0] @ Y[:, 0], 6, tol=0.9)
+    assert 0 < len(one.support) <= len(runs[0].support)
+    with pytest.raises(InputError, match=r"gram: got shape \(50, 30\)"):
+        omp_gram(X, X.T @ Y, (Y**2).sum(0), 6)
+    with pytest.raises(InputError, match=r"product: got shape \(5,\), want \(30\)"):
+        omp_gram(X.T @ X, np.ones(5), 1.0, 6)
+    with pytest.raises(InputError, match=r"squares: got shape \(1,\), want \(7\)"):
+        omp_gram(X.T @ X, X.T @ Y, 1.0, 6)
+
+
+def test_targets_in_several_chunks(monkeypatch):
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((20, 30)), generator.standard_normal((20, 11))
+    whole = {gram: omp(X, Y, 5, gram=gram) for gram in (False, True)}
+    monkeypatch.setattr("ellzero.solvers.pursuit._BASES", 300)
+    monkeypatch.setattr("ellzero.solvers.pursuit._PRODUCTS", 400)
+    for gram, runs in whole.items():
+        for run, want in zip(omp(X, Y, 5, gram=gram), runs, strict=True):
+            np.testing.assert_array_equal(run.support, want.support)
+
+
 def test_bad_input():
     X, y = np.eye(4), np.ones(4)
     for k in (0, 5, 1.5):
@@ -102,5 +130,7 @@ def test_bad_input():
         omp(X, y[:3], 1)
     with pytest.raises(InputError, match="not finite"):
         omp(X, np.array([1, 2, 3, np.nan]), 1)
+    with pytest.raises(InputError, match="tol: got -1"):
+        omp(X, y, 1, tol=-1)
     with pytest.raises(InputError, match="k"):
         omp(X, y, 2).coef(-1)

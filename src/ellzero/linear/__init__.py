@@ -1,7 +1,8 @@
 """Sparse linear regression: estimators in scikit-learn's form, and the methods that the comparison runs.
 
-Lives here: ``Lasso``, ``ElasticNet``, ``MCPRegression``, ``OrthogonalMatchingPursuit``, ``IterativeHardThresholding``
-(``estimators``), and ridge, Lasso, OMP and IHT as methods with a frontier (``frontier``).
+Lives here: ``Lasso``, ``ElasticNet``, ``MCPRegression``, ``IterativeHardThresholding`` (``estimators``), greedy
+pursuit of any loss (``pursuit``), recovery from few measurements (``recovery``, ``phase_retrieval``), and ridge, Lasso,
+OMP and IHT as methods with a frontier (``frontier``).
 Does not live here: the algorithms (``solvers``), penalties (``parts``), data and the question asked of it
 (``compare.tasks.regression``).
 """
@@ -20,10 +21,11 @@ __getattr__, __dir__, __all__ = lazy(
         "MCPRegression": "estimators",
         "MutualInformationScreening": "screening",
         "NullSpaceTuning": "recovery",
-        "OrthogonalMatchingPursuit": "estimators",
+        "OrthogonalMatchingPursuit": "pursuit",
         "SparsePhaseRetrieval": "phase_retrieval",
         "SparseProbe": "probing",
+        "orthogonal_mp": "pursuit",
     },
     ("artefact", "best_subset", "concepts", "estimators", "frontier", "information", "neurons", "phase_retrieval",
-     "probing", "recovery", "restricted", "screening"),
+     "probing", "pursuit", "recovery", "restricted", "screening"),
 )  # fmt: skip

@@ -1,8 +1,9 @@
 """Sparse linear regression with ``fit`` and ``predict``, for scikit-learn's pipelines and searches.
 
 Lives here: the estimators, thin: a penalty or a count, a solver, and the learned attributes.
-Does not live here: the algorithms (``solvers``), penalties (``parts.penalties``), methods for ``compare``
-(``frontier``). The objective is scikit-learn's, ``|y - X w - b|^2 / (2 n) + alpha * penalty``; the intercept is free.
+Does not live here: the algorithms (``solvers``), penalties (``parts.penalties``), matching pursuit (``pursuit``),
+recovery (``recovery``), methods for ``compare`` (``frontier``). The objective is scikit-learn's,
+``|y - X w - b|^2 / (2 n) + alpha * penalty``; the intercept is free.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ellzero.errors import check_integer
 from ellzero.parts import penalties
 from ellzero.registry import register
-from ellzero.solvers import coordinate_descent, pursuit, thresholding
+from ellzero.solvers import coordinate_descent, thresholding
 from ellzero.solvers.operators import Scaled, centred
 
-__all__ = ["ElasticNet", "IterativeHardThresholding", "Lasso", "MCPRegression", "OrthogonalMatchingPursuit"]
+__all__ = ["ElasticNet", "IterativeHardThresholding", "Lasso", "MCPRegression"]
 
 
 class _Linear(RegressorMixin, BaseEstimator):
@@ -152,37 +153,6 @@ class MCPRegression(_Penalised):
 
     def _penalty(self):
         return penalties.MCP(self.alpha, self.gamma, weights=self.weights, positive=self.positive)
-
-
-@register(kind="estimator", wing="linear", source="Pati, Rezaiifar and Krishnaprasad (1993)")
-class OrthogonalMatchingPursuit(_Linear):
-    """Greedy least squares: k times, the column most correlated with the residual joins, then all are refitted.
-
-    Parameters
-    ----------
-    k : columns chosen, from 1 to the number of columns; default a tenth of them, at least 1. Fewer are chosen where
-        the residual or the rank runs out.
-    fit_intercept : whether an intercept is fitted.
-
-    Attributes
-    ----------
-    coef_ : ``[p]``. intercept_. support_ : the columns in order of choice. n_iter_ : how many.
-    """
-
-    def __init__(self, k=None, *, fit_intercept=True):
-        self.k = k
-        self.fit_intercept = fit_intercept
-
-    def fit(self, X: Any, y: Any) -> OrthogonalMatchingPursuit:
-        """Fit to ``[n, p]`` (dense or sparse) and ``[n]``."""
-        X, y = self._validated(X, y)
-        k = _count(self.k, X.shape[1])
-        operator, target, centring = centred(X, y, self.fit_intercept)
-        found = pursuit.omp(operator, target, min(k, X.shape[0]))
-        self.coef_, self.support_ = found.coef(), found.support
-        self.intercept_ = float(centring.intercept(self.coef_))
-        self.n_iter_ = max(len(found.support), 1)
-        return self
 
 
 @register(kind="estimator", wing="linear", source="Blumensath and Davies (2010)")
