@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ellzero.compare.tasks.tables import checked_parts, kept_columns, split_by_units
 from ellzero.data import sets
 from ellzero.errors import InputError, check, check_choice, suggestion
-from ellzero.io.readers import Table, read_matrix, read_table
+from ellzero.io.readers import Table, read_table
 from ellzero.linear import frontier
 from ellzero.linear.artefact import LinearModel
 from ellzero.protocol import Data, Method, Output
 from ellzero.registry import register
-from ellzero.rng import rng
 
 __all__ = ["Regression"]
 
@@ -120,17 +120,9 @@ class Regression:
         if self.time is not None:
             order = np.argsort(rows.order, kind="stable")
             cuts = [_edge(rows.order[order], n - 2 * (n // 5)), _edge(rows.order[order], n - n // 5)]
-            return _parts("time", np.split(order, cuts))
+            return checked_parts("time", np.split(order, cuts))
         units = np.arange(n) if rows.order is None else np.unique(rows.order, return_inverse=True)[1].ravel()
-        if units.max() + 1 < 3:
-            raise InputError(f"groups: {self.groups!r} has {units.max() + 1} different values, want at least 3")
-        count = int(units.max()) + 1
-        shuffled = rng(0, "regression", "test").permutation(count)
-        part = max(count // 5, 1)
-        test, rest = shuffled[:part], shuffled[part:]
-        rest = rest[rng(seed, "regression", "validation").permutation(len(rest))]
-        groups = (rest[part:], rest[:part], test)
-        return _parts("groups", [np.flatnonzero(np.isin(units, chosen)) for chosen in groups])
+        return split_by_units(units, seed, self.name, self.groups)
 
     def data(self, seed: int) -> Data:
         """The training and validation parts for one seed."""
@@ -176,13 +168,7 @@ class Regression:
     def apply(self, directory: Path, source: str) -> Output:
         """A prediction for each row of a file (or built-in set), which needs the kept columns under their names."""
         model = LinearModel.load(directory)
-        X, names = _source(source)
-        if names is None:
-            if X.shape[1] != len(model.columns):
-                raise InputError(f"{source}: has {X.shape[1]} columns without names, want {len(model.columns)}")
-            names = model.columns
-        kept = [_column(X, names, name, source) for name in model.kept]
-        columns = np.stack(kept, axis=1) if kept else np.empty((len(X), 0))
+        columns = kept_columns(source, _BUILT_IN, model.columns, model.kept)
         return Output({"prediction": model.predict_kept(columns)}, f"predicted {model.target}, one per row")
 
 
@@ -251,32 +237,3 @@ def _edge(ordered: np.ndarray, cut: int) -> int:
     while 0 < cut < len(ordered) and ordered[cut] == ordered[cut - 1]:
         cut += 1
     return cut
-
-
-def _parts(option: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    train, validation, test = parts
-    for word, part in (("training", train), ("validation", validation), ("test", test)):
-        if len(part) < 2:
-            raise InputError(f"{option}: leaves {len(part)} rows for the {word} part, want at least 2")
-    return train, validation, test
-
-
-def _source(source: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    if source in _BUILT_IN:
-        table = sets.load(source)
-        return np.asarray(table.X), table.columns
-    X, names = read_matrix(source)
-    X = X.toarray() if hasattr(X, "toarray") else np.asarray(X, dtype=np.float64)
-    return X, names
-
-
-def _column(X: np.ndarray, names: Sequence[str], name: str, source: str) -> np.ndarray:
-    """A column by name; a square or product that the file lacks is made from its factors."""
-    if name in names:
-        return X[:, list(names).index(name)]
-    if name.endswith("^2") and name[:-2] in names:
-        return _column(X, names, name[:-2], source) ** 2
-    left, product, right = name.partition("*")
-    if product and left in names and right in names:
-        return _column(X, names, left, source) * _column(X, names, right, source)
-    raise InputError(f"{source}: lacks the column {name!r} that the model needs{suggestion(name, names)}")
