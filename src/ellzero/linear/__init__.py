@@ -22,10 +22,11 @@ __getattr__, __dir__, __all__ = lazy(
         "MutualInformationScreening": "screening",
         "NullSpaceTuning": "recovery",
         "OrthogonalMatchingPursuit": "pursuit",
+        "SequentialAttention": "sequential_attention",
         "SparsePhaseRetrieval": "phase_retrieval",
         "SparseProbe": "probing",
         "orthogonal_mp": "pursuit",
     },
     ("artefact", "best_subset", "concepts", "estimators", "frontier", "information", "neurons", "phase_retrieval",
-     "probing", "pursuit", "recovery", "restricted", "screening"),
+     "probing", "pursuit", "recovery", "restricted", "screening", "sequential_attention"),
 )  # fmt: skip

@@ -21,7 +21,14 @@ from ellzero.linear.information import KernelDensity, NearestNeighbours, PlugIn
 from ellzero.registry import register
 from ellzero.rng import rng
 
-__all__ = ["KernelDensity", "MutualInformationScreening", "NearestNeighbours", "PlugIn", "mutual_information"]
+__all__ = [
+    "KernelDensity",
+    "MutualInformationScreening",
+    "NearestNeighbours",
+    "PlugIn",
+    "mutual_information",
+    "target_of",
+]
 
 _BLOCK = 32  # columns whose grids are transformed together: 32 grids of 64 x 64 stay in cache
 
@@ -59,12 +66,15 @@ def mutual_information(X: Any, y: Any, *, estimate: Any = None, discrete: bool |
         raise InputError(f"y: got shape {y.shape}, want ({X.shape[0]},), the rows of X")
     if y.dtype.kind in "fiu":
         check_array("y", y)
-    target, classes = _target(y, discrete)
+    target, classes = target_of(y, discrete)
     return _columnwise(X, target, classes, estimate)
 
 
-def _target(y: np.ndarray, discrete: bool | None) -> tuple[np.ndarray, int | None]:
-    """The target as float64 numbers, or as codes and how many classes there are."""
+def target_of(y: np.ndarray, discrete: bool | None = None) -> tuple[np.ndarray, int | None]:
+    """The target as float64 numbers and None, or as codes and how many classes there are.
+
+    ``discrete`` ``None``: labels are classes, and so are whole numbers of at most n / 5 different values.
+    """
     numeric = y.dtype.kind in "fiub"
     if discrete is None:
         try:
