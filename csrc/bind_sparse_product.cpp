@@ -52,29 +52,41 @@ template <class Run> void with_group(std::int64_t group, Run run) {
     if (group == 8) run(std::integral_constant<int, 8>());
 }
 
+// x is [columns, batch]; or, for convolutions, one axis: an entry of column c then reads x[c], x[c + 1], ... and so
+// x must have columns + batch - 1 numbers.
 template <class T, class Value, class Stored>
 void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle out_, nb::handle scale_,
              nb::handle bias_, std::int64_t tile, int n_threads) {
     auto value = take<const Stored, 2>(value_, "value");
-    auto x = take<const T, 2>(x_, "x");
     auto out = take<T, 2>(out_, "out");
-    const std::int64_t batch = x.shape(1);
+    const std::int64_t batch = out.shape(1);
+    const bool windows = nb::cast<std::int64_t>(x_.attr("ndim")) == 1;
+    Array<const T, 1> line;
+    Array<const T, 2> table;
+    if (windows) {
+        line = take<const T, 1>(x_, "x");
+        want(std::int64_t(line.shape(0)) == pattern.columns + batch - 1, "x: want columns + batch - 1 numbers");
+    } else {
+        table = take<const T, 2>(x_, "x");
+        want(std::int64_t(table.shape(0)) == pattern.columns, "x: want a row per column of the matrix");
+        want(std::int64_t(table.shape(1)) == batch, "out: want the columns of x");
+    }
     want(std::int64_t(value.shape(0)) == pattern.entries() && std::int64_t(value.shape(1)) == pattern.group,
          "value: want a row per entry of the pattern, with one number per row of its group");
-    want(std::int64_t(x.shape(0)) == pattern.columns, "x: want a row per column of the matrix");
-    want(std::int64_t(out.shape(0)) == pattern.rows() && out.shape(1) == x.shape(1),
-         "out: want a row per row of the matrix, and the columns of x");
+    want(std::int64_t(out.shape(0)) == pattern.rows(), "out: want a row per row of the matrix");
     Array<const T, 1> scales, biases;
     const T *scale = optional<T>(scale_, "scale", pattern.rows(), scales);
     const T *bias = optional<T>(bias_, "bias", pattern.rows(), biases);
     if (pattern.groups == 0 || batch == 0) return;
     if (tile <= 0) tile = batch;
+    const T *x = windows ? line.data() : table.data();
     nb::gil_scoped_release unlocked;
     auto run = [&](const auto *index) {
         SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
-            pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups, batch, scale, bias};
+            pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups,
+            windows ? 1 : batch, scale, bias};
         with_group(pattern.group, [&](auto r) {
-            sparse_product<decltype(r)::value>(w, x.data(), batch, out.data(), batch, tile, n_threads);
+            sparse_product<decltype(r)::value>(w, x, batch, out.data(), batch, tile, n_threads);
         });
     };
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());

@@ -180,3 +180,27 @@ def test_bad_input():
             call()
     with pytest.raises(ValueError, match="read-only"):
         pattern.index[0] = 2
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_windows_of_flat_input(group, kind):
+    pattern, g = draw(3, 3 * group, 50, group)
+    value, bias = g.standard_normal((len(pattern.index), group)).astype(kind), g.standard_normal(3 * group).astype(kind)
+    for batch in (1, 7, 70, 300):
+        x = g.standard_normal(50 + batch - 1).astype(kind)
+        want = dense(pattern, value) @ np.lib.stride_tricks.sliding_window_view(x, batch) + bias[:, None]
+        np.testing.assert_allclose(pattern.slide(value, x, batch, bias=bias), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="x: got shape"):
+        pattern.slide(value, x[1:], batch)
+
+
+def test_patterns_are_copied_and_sent():
+    import copy
+    import pickle
+
+    pattern, g = draw(0, 6, 9, 1)
+    value, x = g.standard_normal((len(pattern.index), 1)), g.standard_normal((9, 3))
+    assert copy.deepcopy(pattern) is pattern
+    again = pickle.loads(pickle.dumps(pattern))
+    np.testing.assert_array_equal(again.product(value, x), pattern.product(value, x))

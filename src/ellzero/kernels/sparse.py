@@ -68,6 +68,12 @@ class Pattern:
         native = CHOICE.module
         self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns)
 
+    def __deepcopy__(self, memo: Any) -> Pattern:
+        return self  # nothing in it can change
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (self.ptr, self.index, self.group, self.columns)
+
     @property
     def rows(self) -> int:
         """Number of rows of the matrix."""
@@ -115,6 +121,30 @@ class Pattern:
         kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
         check_choice("value.dtype", value.dtype.name, ("float32", "float64", "int8", "uint16"))
         x = _dense("x", x, self.columns, kind)
+        return self._run(value, x, x.shape[1], bias, scale, out, n_threads)
+
+    def slide(
+        self, value: np.ndarray, x: np.ndarray, batch: int, *, bias: np.ndarray | None = None,
+        n_threads: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """``out[i, p] = sum_k value[k] x[index[k] + p] + bias[i]``, ``[rows, batch]``: a convolution on flat input.
+
+        Parameters
+        ----------
+        value : ``[entries, group]`` float32 or float64.
+        x : ``[columns + batch - 1]``, of the dtype of ``value``; columns are offsets into it.
+        """
+        check_integer("batch", batch, at_least=1)
+        x = check_array("x", x, ndim=1, shape=(self.columns + batch - 1,), finite=False, allow_empty=True)
+        check_choice("value.dtype", value.dtype.name, ("float32", "float64"))
+        if x.dtype != value.dtype:
+            raise InputError(f"x: got {x.dtype}, want {value.dtype}, the kind of the values")
+        return self._run(value, np.ascontiguousarray(x), batch, bias, None, None, n_threads)
+
+    def _run(
+        self, value: np.ndarray, x: np.ndarray, batch: int, bias: Any, scale: Any, out: Any, n_threads: int | None
+    ) -> np.ndarray:  # fmt: skip
+        kind = x.dtype
         if value.shape != (len(self.index), self.group):
             raise InputError(f"value: got shape {value.shape}, want {(len(self.index), self.group)}")
         for name, row in (("bias", bias), ("scale", scale)):
@@ -122,11 +152,14 @@ class Pattern:
                 raise InputError(f"{name}: got {row.dtype} {row.shape}, want {kind} {(self.rows,)}")
         threads = _threads(n_threads)
         if out is None:
-            out = np.empty((self.rows, x.shape[1]), kind)
+            out = np.empty((self.rows, batch), kind)
         if self._native is None:
-            out[...] = self._reference(widened(value), x, bias, scale)
+            rows = x if x.ndim == 2 else np.lib.stride_tricks.sliding_window_view(x, batch)
+            out[...] = self._reference(widened(value), rows, bias, scale)
             return out
-        tile = _tile(self.columns, x.shape[1], kind.itemsize, self.group)
+        # the windows of a convolution overlap: together they are as large as x itself
+        features = self.columns if x.ndim == 2 else -(-len(x) // batch)
+        tile = _tile(features, batch, kind.itemsize, self.group)
         CHOICE.module.sparse_product(
             self._native, np.ascontiguousarray(value), x, out, _row(scale), _row(bias), tile, threads
         )
@@ -160,6 +193,10 @@ class Pattern:
             return out
         CHOICE.module.values_gradient(self._native, grad, x, out, threads)
         return out
+
+
+def _unpickled(ptr: np.ndarray, index: np.ndarray, group: int, columns: int) -> Pattern:
+    return Pattern(ptr, index, group=group, columns=columns)
 
 
 def nm_product(
