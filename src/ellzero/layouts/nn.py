@@ -112,7 +112,9 @@ class _Sparse(nn.Module):
         if extra is not None:
             facts = json.loads(bytes(extra.numpy()).decode())
             if facts.get("shape") != self._facts["shape"]:
-                raise InputError(f"{prefix or 'state_dict'}: has shape {facts.get('shape')}, want {self._facts['shape']}")
+                raise InputError(
+                    f"{prefix or 'state_dict'}: has shape {facts.get('shape')}, want {self._facts['shape']}"
+                )
             kind = base.layouts()[check_choice(f"{prefix}layout", facts.get("layout"), base.layouts())]
             own = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
             arrays = {name: own[name].detach().numpy() for name in own if name not in ("bias", "_extra_state")}
@@ -178,7 +180,9 @@ class SparseConv2d(_Sparse):
         dilation: Any = 1,
     ):  # fmt: skip
         super().__init__(layout, bias)
-        self.kernel_size, self.stride, self.padding, self.dilation = map(_pair, (kernel_size, stride, padding, dilation))
+        self.kernel_size, self.stride, self.padding, self.dilation = map(
+            _pair, (kernel_size, stride, padding, dilation)
+        )
         area = self.kernel_size[0] * self.kernel_size[1]
         if layout.shape[1] % area:
             raise InputError(f"layout: got {layout.shape[1]} columns, want a multiple of the kernel's {area} places")
@@ -205,7 +209,8 @@ class SparseConv2d(_Sparse):
         if x.ndim == 3:
             return self.forward(x[None])[0]
         size = [
-            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i]
+            + 1
             for i in (0, 1)
         ]
         if min(size) < 1:
