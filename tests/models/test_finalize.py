@@ -26,14 +26,14 @@ def prune(model, density=0.05, seed=0):
 
 def mlp(density=0.05):
     torch.manual_seed(0)
-    return prune(nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)), density)  # fmt: skip
+    layers = nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)
+    return prune(nn.Sequential(*layers), density)
 
 
 def convnet():
     torch.manual_seed(0)
-    return prune(
-        nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 1), nn.Flatten(), nn.Linear(64 * 64, 10))
-    )  # fmt: skip
+    first, second = nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 64, 1)
+    return prune(nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(64 * 64, 10)))
 
 
 @pytest.mark.parametrize("layout", ["auto", "csr", "condensed", "bitmask"])
@@ -169,7 +169,7 @@ def test_a_hugging_face_model(tmp_path):
 def test_bad_input(tmp_path):
     x = torch.randn(2, 512)
     for call, words in [
-        (lambda: finalize(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)), "no layer of Sequential that '\\*' chooses has a zero"),
+        (lambda: finalize(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)), "no layer of Sequential"),
         (lambda: finalize(mlp(), x, "crs"), "layout: got 'crs'"),
         (lambda: finalize(mlp(), x, "nm"), "nonzeros within 4 columns"),
         (lambda: finalize(mlp(), x, include="9"), "include: no module"),
@@ -181,6 +181,6 @@ def test_bad_input(tmp_path):
     finalize(mlp(), x, "csr").save(tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="which the Sequential has not"):
         load_finalized(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(3, 3)), x)
-    bigger = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10), nn.BatchNorm1d(10))  # fmt: skip
-    with pytest.raises(InputError, match="does not fit the Sequential, first at '5.bias'"):
+    bigger = nn.Sequential(*mlp(), nn.BatchNorm1d(10))
+    with pytest.raises(InputError, match=r"does not fit the Sequential, first at '5\.bias'"):
         load_finalized(tmp_path / "m.safetensors", bigger, x)
