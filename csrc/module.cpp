@@ -9,6 +9,7 @@ namespace nb = nanobind;
 #undef BIND
 
 NB_MODULE(ELLZERO_MODULE, m) {
+    nb::set_leak_warnings(false);  // what caches still hold when Python ends is no fault
     m.doc() = "Compiled kernels of ellzero for one instruction set; called through their wrappers in Python.";
 #define BIND(name) name(m);
 #include "bindings.inc"

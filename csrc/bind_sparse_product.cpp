@@ -1,0 +1,142 @@
+// Pattern, sparse_product, values_gradient: see sparse_product.hpp.
+#include <string>
+
+#include "arrays.hpp"
+#include "sparse_product.hpp"
+
+namespace nb = nanobind;
+using namespace ellzero;
+
+namespace ellzero {
+template <> inline const char *dtype_name<std::int8_t>() { return "int8"; }
+template <> inline const char *dtype_name<std::uint16_t>() { return "uint16"; }
+}  // namespace ellzero
+
+namespace {
+
+void make(Pattern *self, nb::handle ptr_, nb::handle index_, std::int64_t group, std::int64_t columns) {
+    auto ptr = take<const std::int64_t, 1>(ptr_, "ptr");
+    auto index = take<const std::int64_t, 1>(index_, "index");
+    const std::int64_t groups = std::int64_t(ptr.shape(0)) - 1, entries = index.shape(0);
+    want(group == 1 || group == 4 || group == 8, "group: want 1, 4 or 8 rows");
+    want(columns >= 0 && columns < (std::int64_t(1) << 32), "columns: want 0 to 2^32 - 1");
+    want(groups >= 0, "ptr: want at least one number");
+    want(ptr(0) == 0 && ptr(groups) == entries, "ptr: want it to run from 0 to the number of entries");
+    for (std::int64_t g = 0; g < groups; ++g) want(ptr(g) <= ptr(g + 1), "ptr: want it to rise");
+    for (std::int64_t k = 0; k < entries; ++k) want(index(k) >= 0 && index(k) < columns, "index: want columns");
+    Pattern made;
+    made.groups = groups, made.group = group, made.columns = columns;
+    made.ptr.assign(ptr.data(), ptr.data() + groups + 1);
+    auto copy = [&](auto &to) {
+        to.reserve(entries + Pattern::ahead);
+        to.assign(index.data(), index.data() + entries);
+        to.resize(entries + Pattern::ahead, 0);
+    };
+    if (columns <= 65536)
+        copy(made.narrow);
+    else
+        copy(made.wide);
+    new (self) Pattern(std::move(made));
+}
+
+template <class T> const T *optional(nb::handle given, const char *name, std::int64_t rows, Array<const T, 1> &kept) {
+    if (given.is_none()) return nullptr;
+    kept = take<const T, 1>(given, name);
+    want(std::int64_t(kept.shape(0)) == rows, (std::string(name) + ": want one per row of the matrix").c_str());
+    return kept.data();
+}
+
+template <class Run> void with_group(std::int64_t group, Run run) {
+    if (group == 1) run(std::integral_constant<int, 1>());
+    if (group == 4) run(std::integral_constant<int, 4>());
+    if (group == 8) run(std::integral_constant<int, 8>());
+}
+
+// x is [columns, batch]; or, for convolutions, one axis: an entry of column c then reads x[c], x[c + 1], ... and so
+// x must have columns + batch - 1 numbers.
+template <class T, class Value, class Stored>
+void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle out_, nb::handle scale_,
+             nb::handle bias_, std::int64_t tile, int n_threads) {
+    auto value = take<const Stored, 2>(value_, "value");
+    auto out = take<T, 2>(out_, "out");
+    const std::int64_t batch = out.shape(1);
+    const bool windows = nb::cast<std::int64_t>(x_.attr("ndim")) == 1;
+    Array<const T, 1> line;
+    Array<const T, 2> table;
+    if (windows) {
+        line = take<const T, 1>(x_, "x");
+        want(std::int64_t(line.shape(0)) == pattern.columns + batch - 1, "x: want columns + batch - 1 numbers");
+    } else {
+        table = take<const T, 2>(x_, "x");
+        want(std::int64_t(table.shape(0)) == pattern.columns, "x: want a row per column of the matrix");
+        want(std::int64_t(table.shape(1)) == batch, "out: want the columns of x");
+    }
+    want(std::int64_t(value.shape(0)) == pattern.entries() && std::int64_t(value.shape(1)) == pattern.group,
+         "value: want a row per entry of the pattern, with one number per row of its group");
+    want(std::int64_t(out.shape(0)) == pattern.rows(), "out: want a row per row of the matrix");
+    Array<const T, 1> scales, biases;
+    const T *scale = optional<T>(scale_, "scale", pattern.rows(), scales);
+    const T *bias = optional<T>(bias_, "bias", pattern.rows(), biases);
+    if (pattern.groups == 0 || batch == 0) return;
+    if (tile <= 0) tile = batch;
+    const T *x = windows ? line.data() : table.data();
+    nb::gil_scoped_release unlocked;
+    auto run = [&](const auto *index) {
+        SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
+            pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups,
+            windows ? 1 : batch, scale, bias};
+        with_group(pattern.group, [&](auto r) {
+            sparse_product<decltype(r)::value>(w, x, batch, out.data(), batch, tile, n_threads);
+        });
+    };
+    pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
+}
+
+template <class T>
+void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handle out_, int n_threads) {
+    auto grad = take<const T, 2>(grad_, "grad");
+    auto x = take<const T, 2>(x_, "x");
+    auto out = take<T, 2>(out_, "out");
+    want(std::int64_t(out.shape(0)) == pattern.entries() && std::int64_t(out.shape(1)) == pattern.group,
+         "out: want a row per entry of the pattern, with one number per row of its group");
+    want(std::int64_t(x.shape(0)) == pattern.columns, "x: want a row per column of the matrix");
+    want(std::int64_t(grad.shape(0)) == pattern.rows() && grad.shape(1) == x.shape(1),
+         "grad: want a row per row of the matrix, and the columns of x");
+    if (pattern.entries() == 0) return;
+    nb::gil_scoped_release unlocked;
+    auto run = [&](const auto *index) {
+        with_group(pattern.group, [&](auto r) {
+            values_gradient<decltype(r)::value>(pattern.ptr.data(), index, pattern.groups, grad.data(), x.data(),
+                                                std::int64_t(x.shape(1)), out.data(), n_threads);
+        });
+    };
+    pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
+}
+
+}  // namespace
+
+void bind_sparse_product(nb::module_ &m) {
+    nb::class_<Pattern>(m, "Pattern", "The stored places of a matrix by groups of rows; checked once, then fixed.")
+        .def("__init__", &make, nb::arg("ptr"), nb::arg("index"), nb::arg("group"), nb::arg("columns"));
+    m.def(
+        "sparse_product",
+        [](const Pattern &pattern, nb::handle value, nb::handle x, nb::handle out, nb::handle scale, nb::handle bias,
+           std::int64_t tile, int n_threads) {
+            auto run = holds<double>(x)               ? product<double, double, double>
+                       : holds<std::int8_t>(value)    ? product<float, std::int8_t, std::int8_t>
+                       : holds<std::uint16_t>(value)  ? product<float, BFloat16, std::uint16_t>
+                                                      : product<float, float, float>;
+            run(pattern, value, x, out, scale, bias, tile, n_threads);
+        },
+        nb::arg("pattern"), nb::arg("value"), nb::arg("x"), nb::arg("out"), nb::arg("scale").none(),
+        nb::arg("bias").none(), nb::arg("tile") = 0, nb::arg("n_threads") = 0,
+        "out = diag(scale) W x + bias; x and out are feature-major. value [entries, group] is float32, float64, int8 or\n"
+        "bfloat16 (as uint16), of which the last two are widened and summed in float32.");
+    m.def(
+        "values_gradient",
+        [](const Pattern &pattern, nb::handle grad, nb::handle x, nb::handle out, int n_threads) {
+            (holds<double>(x) ? gradient<double> : gradient<float>)(pattern, grad, x, out, n_threads);
+        },
+        nb::arg("pattern"), nb::arg("grad"), nb::arg("x"), nb::arg("out"), nb::arg("n_threads") = 0,
+        "out[k, r] = <grad[row r of the group of k], x[column of k]>, the gradient of the stored values.");
+}

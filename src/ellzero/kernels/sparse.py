@@ -1,0 +1,280 @@
+"""Products of sparse with dense matrices on NumPy arrays: the compiled kernels where they are live, else references.
+
+Lives here: ``Pattern`` (which places are stored, by groups of rows) with its products, and ``nm_product``. Does not
+live here: how a dense matrix becomes sparse, files and modules (``ellzero.layouts``), the loops (``csrc``).
+Dense operands are feature-major: ``[features, batch]``, so that the batch lies along the registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ellzero.errors import InputError, check_array, check_choice, check_integer
+from ellzero.kernels._dispatch import CHOICE
+
+__all__ = ["GROUPS", "Pattern", "nm_product"]
+
+GROUPS = (1, 4, 8)
+"""Rows that may share one pattern."""
+
+# A slab of x that a group of rows reads again and again: columns taken at a time, so that it stays in a core's L2.
+_TILE_BYTES = 768 * 1024
+
+
+def _tile(features: int, batch: int, itemsize: int, group: int) -> int:
+    """Columns of the batch done at a time: all of them, or a multiple of 64 bytes' worth."""
+    lanes = 64 // itemsize
+    fits = max(_TILE_BYTES // max(features * itemsize, 1), 1) // (4 * lanes) * (4 * lanes)
+    # Ungrouped rows use an index once per pass: reading it again costs more than a slab that is too large.
+    least = 4 * lanes if group > 1 else 8 * lanes
+    return batch if batch <= max(fits, least) else max(fits, least)
+
+
+def _threads(n_threads: int | None) -> int:
+    return 0 if n_threads is None else check_integer("n_threads", n_threads, at_least=1)
+
+
+class Pattern:
+    """The stored places of a matrix ``[rows, columns]``; ``group`` neighbouring rows share one pattern.
+
+    Checked once when it is made and fixed from then on, so that products need not check again.
+
+    Parameters
+    ----------
+    ptr : int64 ``[rows / group + 1]``; the entries of group g are ``ptr[g] .. ptr[g + 1]``.
+    index : ``[entries]``, the column of each entry; columns of a group in any order, each at most once.
+    group : 1, 4 or 8.
+    columns : number of columns.
+
+    Raises
+    ------
+    InputError : ptr does not rise from 0 to the number of entries, or an index is no column.
+    """
+
+    def __init__(self, ptr: np.ndarray, index: np.ndarray, *, group: int = 1, columns: int):
+        self.group = check_choice("group", group, GROUPS)
+        self.columns = check_integer("columns", columns, at_least=0)
+        self.ptr = _whole("ptr", ptr)
+        index = _whole("index", index)
+        if len(self.ptr) < 1 or self.ptr[0] != 0 or self.ptr[-1] != len(index) or (np.diff(self.ptr) < 0).any():
+            raise InputError(f"ptr: want numbers that rise from 0 to {len(index)}, the number of entries")
+        if len(index) and not (index.min() >= 0 and index.max() < columns):
+            raise InputError(f"index: got {index.min()} to {index.max()}, want columns from 0 to {columns - 1}")
+        self.index = index.astype(np.uint16 if columns <= 65536 else np.uint32)
+        for array in (self.ptr, self.index):
+            array.setflags(write=False)
+        native = CHOICE.module
+        self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns)
+
+    def __deepcopy__(self, memo: Any) -> Pattern:
+        return self  # nothing in it can change
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (self.ptr, self.index, self.group, self.columns)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the matrix."""
+        return (len(self.ptr) - 1) * self.group
+
+    @property
+    def nnz(self) -> int:
+        """Stored numbers: entries times group."""
+        return len(self.index) * self.group
+
+    def row_of(self) -> np.ndarray:
+        """The group that each entry belongs to, int64 ``[entries]``."""
+        return np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr))
+
+    def transposed(self) -> tuple[Pattern, np.ndarray]:
+        """The pattern of the transpose with groups of one, and for each of its entries the place of its value.
+
+        ``value.reshape(-1)[order]`` are the values of the transpose.
+        """
+        rows = (self.row_of()[:, None] * self.group + np.arange(self.group)).ravel()
+        columns = np.repeat(self.index, self.group)
+        order = np.argsort(columns, kind="stable")  # rows rise already, so they rise within each column
+        ptr = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=self.columns))])
+        return Pattern(ptr, rows[order], columns=self.rows), order
+
+    def product(
+        self, value: np.ndarray, x: np.ndarray, *, bias: np.ndarray | None = None, scale: np.ndarray | None = None,
+        out: np.ndarray | None = None, n_threads: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """``diag(scale) W x + bias``, ``[rows, batch]``.
+
+        Parameters
+        ----------
+        value : ``[entries, group]`` float32, float64, int8, or bfloat16 as uint16. The last two are widened and summed
+            in float32.
+        x : ``[columns, batch]`` float32 or float64, C-contiguous; float64 exactly where ``value`` is.
+        bias, scale : ``[rows]``, of the dtype of ``x``.
+        out : where to write.
+        n_threads : default all; the result does not depend on it.
+
+        Raises
+        ------
+        InputError : shapes or dtypes that do not fit.
+        """
+        kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
+        check_choice("value.dtype", value.dtype.name, ("float32", "float64", "int8", "uint16"))
+        x = _dense("x", x, self.columns, kind)
+        return self._run(value, x, x.shape[1], bias, scale, out, n_threads)
+
+    def slide(
+        self, value: np.ndarray, x: np.ndarray, batch: int, *, bias: np.ndarray | None = None,
+        n_threads: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """``out[i, p] = sum_k value[k] x[index[k] + p] + bias[i]``, ``[rows, batch]``: a convolution on flat input.
+
+        Parameters
+        ----------
+        value : ``[entries, group]`` float32 or float64.
+        x : ``[columns + batch - 1]``, of the dtype of ``value``; columns are offsets into it.
+        """
+        check_integer("batch", batch, at_least=1)
+        x = check_array("x", x, ndim=1, shape=(self.columns + batch - 1,), finite=False, allow_empty=True)
+        check_choice("value.dtype", value.dtype.name, ("float32", "float64"))
+        if x.dtype != value.dtype:
+            raise InputError(f"x: got {x.dtype}, want {value.dtype}, the kind of the values")
+        return self._run(value, np.ascontiguousarray(x), batch, bias, None, None, n_threads)
+
+    def _run(
+        self, value: np.ndarray, x: np.ndarray, batch: int, bias: Any, scale: Any, out: Any, n_threads: int | None
+    ) -> np.ndarray:  # fmt: skip
+        kind = x.dtype
+        if value.shape != (len(self.index), self.group):
+            raise InputError(f"value: got shape {value.shape}, want {(len(self.index), self.group)}")
+        for name, row in (("bias", bias), ("scale", scale)):
+            if row is not None and (row.shape != (self.rows,) or row.dtype != kind):
+                raise InputError(f"{name}: got {row.dtype} {row.shape}, want {kind} {(self.rows,)}")
+        threads = _threads(n_threads)
+        if out is None:
+            out = np.empty((self.rows, batch), kind)
+        if self._native is None:
+            rows = x if x.ndim == 2 else np.lib.stride_tricks.sliding_window_view(x, batch)
+            out[...] = self._reference(widened(value), rows, bias, scale)
+            return out
+        # the windows of a convolution overlap: together they are as large as x itself
+        features = self.columns if x.ndim == 2 else -(-len(x) // batch)
+        tile = _tile(features, batch, kind.itemsize, self.group)
+        CHOICE.module.sparse_product(
+            self._native, np.ascontiguousarray(value), x, out, _row(scale), _row(bias), tile, threads
+        )
+        return out
+
+    def _reference(self, value: np.ndarray, x: np.ndarray, bias: Any, scale: Any) -> np.ndarray:
+        out = np.zeros((self.rows, x.shape[1]), x.dtype)
+        groups = self.row_of()
+        for r in range(self.group):
+            np.add.at(out, groups * self.group + r, value[:, r, None] * x[self.index])
+        out = out if scale is None else out * scale[:, None]
+        return out if bias is None else out + bias[:, None]
+
+    def values_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
+        """``[entries, group]``: the derivative of ``sum(grad * (W x))`` by the stored values, and by no other.
+
+        Parameters
+        ----------
+        grad, x : ``[rows, batch]`` and ``[columns, batch]``, both float32 or both float64.
+        """
+        kind = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+        x, grad = _dense("x", x, self.columns, kind), _dense("grad", grad, self.rows, kind)
+        if x.shape[1] != grad.shape[1]:
+            raise InputError(f"grad: got {grad.shape[1]} columns, want {x.shape[1]} as x")
+        threads = _threads(n_threads)
+        out = np.zeros((len(self.index), self.group), kind)
+        if self._native is None:
+            groups = self.row_of()
+            for r in range(self.group):
+                out[:, r] = np.einsum("kb,kb->k", grad[groups * self.group + r], x[self.index])
+            return out
+        CHOICE.module.values_gradient(self._native, grad, x, out, threads)
+        return out
+
+
+def _unpickled(ptr: np.ndarray, index: np.ndarray, group: int, columns: int) -> Pattern:
+    return Pattern(ptr, index, group=group, columns=columns)
+
+
+def nm_product(
+    place: np.ndarray, value: np.ndarray, x: np.ndarray, *, n: int, m: int, bias: np.ndarray | None = None,
+    n_threads: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """``W x + bias`` for an N:M matrix: each row stores n of every m neighbouring columns.
+
+    Parameters
+    ----------
+    place : uint8 ``[rows, bytes]``: for each value its place within the m, packed in 2, 4 or 8 bits, lowest first.
+    value : ``[rows, columns / m * n]`` float32 or float64.
+    x : ``[columns, batch]``, of the dtype of ``value``.
+    """
+    kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
+    columns = value.shape[1] // n * m
+    x = _dense("x", x, columns, kind)
+    threads = _threads(n_threads)
+    if CHOICE.module is None:
+        index = unpack_places(place, value.shape[1], m) + np.repeat(np.arange(0, columns, m), n)
+        out = np.einsum("ij,ijb->ib", value, x[index]) if value.size else np.zeros((len(value), x.shape[1]), kind)
+        return out if bias is None else out + bias[:, None]
+    out = np.empty((len(value), x.shape[1]), kind)
+    tile = _tile(columns, x.shape[1], kind.itemsize, 1)
+    CHOICE.module.nm_product(place, value, x, out, _row(bias), n, m, place_bits(m), tile, threads)
+    return out
+
+
+def place_bits(m: int) -> int:
+    """Bits that a place among m takes when packed."""
+    return 2 if m <= 4 else 4 if m <= 16 else 8
+
+
+def pack_places(place: np.ndarray, m: int) -> np.ndarray:
+    """``[rows, k]`` places among m as ``[rows, bytes]`` uint8."""
+    bits = place_bits(m)
+    each = 8 // bits
+    padded = np.zeros((len(place), -(-place.shape[1] // each) * each), np.uint8)
+    padded[:, : place.shape[1]] = place
+    shifted = padded.reshape(len(place), -1, each) << (np.arange(each, dtype=np.uint8) * bits)
+    return np.bitwise_or.reduce(shifted, axis=-1).astype(np.uint8)
+
+
+def unpack_places(packed: np.ndarray, k: int, m: int) -> np.ndarray:
+    """The inverse of ``pack_places``, int64 ``[rows, k]``."""
+    bits = place_bits(m)
+    each = 8 // bits
+    spread = (packed[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
+    return np.minimum(spread.reshape(len(packed), -1)[:, :k].astype(np.int64), m - 1)
+
+
+def widened(value: np.ndarray) -> np.ndarray:
+    """Stored values as floating point: bfloat16 (as uint16) and int8 become float32, exactly."""
+    if value.dtype == np.uint16:
+        return (value.astype(np.uint32) << 16).view(np.float32)
+    return value.astype(np.float32) if value.dtype == np.int8 else value
+
+
+def narrowed(value: np.ndarray) -> np.ndarray:
+    """float32 as bfloat16 (uint16), rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(value), np.uint16(0x7FC0), rounded)
+
+
+def _whole(name: str, given: Any) -> np.ndarray:
+    array = np.asarray(given)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"{name}: got {array.dtype} with {array.ndim} axes, want whole numbers along one axis")
+    return np.array(array, dtype=np.int64)
+
+
+def _dense(name: str, x: np.ndarray, rows: int, kind: np.dtype) -> np.ndarray:
+    x = check_array(name, x, ndim=2, shape=(rows, None), finite=False, allow_empty=True)
+    if x.dtype != kind:
+        raise InputError(f"{name}: got {x.dtype}, want {kind}, the kind of the values")
+    return np.ascontiguousarray(x)
+
+
+def _row(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.ascontiguousarray(array)

@@ -1,0 +1,266 @@
+"""``SparseLinear`` and ``SparseConv2d``: modules of torch that hold a layout in place of a dense weight.
+
+Lives here: both modules, made from dense ones. Does not live here: which layout is fastest (``finalize``), the
+operators (``torch_ops``), layouts. Training moves the stored values of CSR, row groups and the condensed layout, as an
+ordinary parameter that any optimiser of torch takes; other layouts are for inference, with gradients by their input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ellzero.errors import InputError, check_choice
+from ellzero.kernels.sparse import Pattern
+from ellzero.layouts import base
+from ellzero.layouts.base import Layout
+from ellzero.layouts.condensed import Condensed
+from ellzero.layouts.grouped import CSR, RowGroup
+from ellzero.layouts.torch_ops import Stored, product
+
+__all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
+
+
+def as_layout(weight: Tensor | np.ndarray, layout: str | Layout, **settings: Any) -> Layout:
+    """A two-axis weight in the layout of that name (or the layout itself)."""
+    if isinstance(layout, Layout):
+        return layout
+    kind = base.layouts()[check_choice("layout", layout, base.layouts())]
+    if isinstance(weight, Tensor):
+        weight = weight.detach().cpu()
+        weight = (weight.float() if weight.element_size() < 4 else weight).numpy()
+    return kind.from_dense(weight, **settings)
+
+
+def _trains(layout: Layout) -> bool:
+    """Whether the stored values can be a parameter: floating point, with a pattern of their own."""
+    return isinstance(layout, CSR | RowGroup | Condensed) and layout.value.dtype in (np.float32, np.float64)
+
+
+class _Sparse(nn.Module):
+    """A layout as parameters and buffers: ``value`` is a parameter where it can train, all else are buffers."""
+
+    def __init__(self, layout: Layout, bias: Tensor | None):
+        super().__init__()
+        if bias is not None and tuple(bias.shape) != (layout.shape[0],):
+            raise InputError(f"bias: got shape {tuple(bias.shape)}, want {(layout.shape[0],)}, one per row")
+        self._hold(layout)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def _hold(self, layout: Layout) -> None:
+        self._facts = {"layout": layout.name, **layout.facts()}
+        self._train_values = _trains(layout)
+        for name in [*self._buffers, *(["value"] if "value" in self._parameters else [])]:
+            delattr(self, name)
+        for name, array in layout.tensors().items():
+            tensor = torch.from_numpy(np.array(array))
+            if name == "value" and self._train_values:
+                self.value = nn.Parameter(tensor)
+            else:
+                self.register_buffer(name, tensor)
+        pattern = layout.pattern if isinstance(layout, CSR | RowGroup) else getattr(layout, "_pattern", None)
+        self._stored = Stored(pattern if self._train_values else layout)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout with the values as they are now."""
+        if not self._train_values:
+            return self._stored.of
+        tensors = {name: tensor.detach().numpy() for name, tensor in self._tensors().items()}
+        return base.layouts()[self._facts["layout"]].from_parts(tensors, self._facts)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = [*self._buffers, *(["value"] if self._train_values else [])]
+        return {name: getattr(self, name) for name in names}
+
+    def to_dense(self) -> Tensor:
+        """The weight ``[rows, columns]`` with its zeros."""
+        return torch.from_numpy(self.layout.to_dense())
+
+    def _apply_weight(self, x: Tensor) -> Tensor:
+        """``W x + bias`` for ``x`` ``[columns, batch]``."""
+        if not self._train_values:
+            return product(self._stored, None, x, self.bias)
+        if self._facts["layout"] != Condensed.name:
+            return product(self._stored, self.value, x, self.bias)
+        whole = self._stored.rows == self._facts["shape"][0]
+        bias = self.bias if whole or self.bias is None else self.bias[self.kept]
+        out = product(self._stored, self.value.reshape(-1, 1), x, bias)
+        if whole:
+            return out
+        rest = x.new_zeros(self._facts["shape"][0], x.shape[1])
+        if self.bias is not None:
+            rest = rest + self.bias[:, None]
+        return rest.index_copy(0, self.kept, out)
+
+    def get_extra_state(self) -> Tensor:
+        """What the arrays alone do not say, as JSON bytes."""
+        return torch.frombuffer(bytearray(json.dumps(self._facts, sort_keys=True).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Read with the arrays, in ``_load_from_state_dict``."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Another pattern, and even another layout, of the same shape may be loaded: it is checked and taken whole."""
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra is not None:
+            facts = json.loads(bytes(extra.numpy()).decode())
+            if facts.get("shape") != self._facts["shape"]:
+                raise InputError(
+                    f"{prefix or 'state_dict'}: has shape {facts.get('shape')}, want {self._facts['shape']}"
+                )
+            kind = base.layouts()[check_choice(f"{prefix}layout", facts.get("layout"), base.layouts())]
+            own = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+            arrays = {name: own[name].detach().numpy() for name in own if name not in ("bias", "_extra_state")}
+            self._hold(kind.from_parts(arrays, facts))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class SparseLinear(_Sparse):
+    """``y = x W' + b`` with W in a layout: a drop-in for ``torch.nn.Linear`` on the CPU.
+
+    Parameters
+    ----------
+    layout : W, ``[out_features, in_features]``.
+    bias : ``[out_features]`` or None.
+
+    Inputs are ``[..., in_features]``. A batch is turned to feature-major and back; a single row is not. Gradients flow
+    to the input, the bias and the stored values, and no dense gradient of W exists at any time.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, layout: str | Layout = "csr", **settings: Any) -> SparseLinear:
+        """The same function as ``linear``, whose zeros are dropped."""
+        return cls(as_layout(linear.weight, layout, **settings), linear.bias)
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return self._facts["shape"][0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return self._facts["shape"][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise InputError(f"x: got shape {tuple(x.shape)}, want {self.in_features} along the last axis")
+        rows = x.reshape(-1, self.in_features)
+        out = self._apply_weight(rows.t().contiguous())
+        return out.t().reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        stored = self._stored.of
+        density = stored.nnz / max(self.in_features * self.out_features, 1)
+        return f"{self.in_features}, {self.out_features}, layout={self._facts['layout']}, density={density:.3f}"
+
+
+class SparseConv2d(_Sparse):
+    """A convolution whose kernel ``[out, in * height * width]`` is in a layout: a drop-in for ``torch.nn.Conv2d``.
+
+    Parameters
+    ----------
+    layout : the kernel, its columns ordered as ``in``, ``height``, ``width``.
+    kernel_size, stride, padding, dilation : as in torch, numbers or pairs; zeros are padded. Without groups.
+
+    A 1 x 1 kernel with stride 1 reads the image as it lies (channels are the features). Other kernels with stride 1
+    slide over the flat padded image without unfolding it, when no gradient is asked for and the layout is CSR or row
+    groups; otherwise the image is unfolded.
+    """
+
+    def __init__(
+        self, layout: Layout, bias: Tensor | None, *, kernel_size: Any = 1, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1,
+    ):  # fmt: skip
+        super().__init__(layout, bias)
+        self.kernel_size, self.stride, self.padding, self.dilation = map(
+            _pair, (kernel_size, stride, padding, dilation)
+        )
+        area = self.kernel_size[0] * self.kernel_size[1]
+        if layout.shape[1] % area:
+            raise InputError(f"layout: got {layout.shape[1]} columns, want a multiple of the kernel's {area} places")
+        self.in_channels, self.out_channels = layout.shape[1] // area, layout.shape[0]
+        self._slides: dict[tuple[int, int], Pattern] = {}
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, layout: str | Layout = "csr", **settings: Any) -> SparseConv2d:
+        """The same function as ``conv``, whose zeros are dropped."""
+        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise InputError("conv: got groups, a padding mode or a padding by name, want groups=1 and zeros by number")
+        return cls(
+            as_layout(conv.weight.detach().flatten(1), layout, **settings), conv.bias, kernel_size=conv.kernel_size,
+            stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
+        )  # fmt: skip
+
+    def _hold(self, layout: Layout) -> None:
+        super()._hold(layout)
+        self._slides = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise InputError(f"x: got shape {tuple(x.shape)}, want [..., {self.in_channels}, height, width]")
+        if x.ndim == 3:
+            return self.forward(x[None])[0]
+        size = [
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i]
+            + 1
+            for i in (0, 1)
+        ]
+        if min(size) < 1:
+            raise InputError(f"x: got an image of {tuple(x.shape[2:])}, which is smaller than the kernel")
+        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
+            rows = [self._apply_weight(image.reshape(self.in_channels, -1)) for image in x]
+        elif self._can_slide(x):
+            return torch.stack([self._slide(image, size) for image in x])
+        else:
+            columns = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
+            rows = [self._apply_weight(image) for image in columns]
+        return torch.stack(rows).reshape(len(x), self.out_channels, *size)
+
+    def _can_slide(self, x: Tensor) -> bool:
+        if not self._train_values or self._facts["layout"] == Condensed.name or self.stride != (1, 1):
+            return False
+        wanted = (x, self.value, self.bias)
+        return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted))
+
+    def _slide(self, image: Tensor, size: list[int]) -> Tensor:
+        """Every output place in the rows of the padded image; the places beyond the right edge are cut off."""
+        padded = F.pad(image, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        height, width = padded.shape[1:]
+        batch = (size[0] - 1) * width + size[1]
+        pattern = self._slides.get((height, width))
+        if pattern is None:
+            taps = self.dilation[0] * np.arange(self.kernel_size[0])[:, None] * width
+            taps = (taps + self.dilation[1] * np.arange(self.kernel_size[1])).ravel()
+            offsets = (np.arange(self.in_channels)[:, None] * height * width + taps).ravel()
+            of = self._stored.of
+            columns = padded.numel() - batch + 1
+            pattern = Pattern(of.ptr, offsets[of.index], group=of.group, columns=columns)
+            self._slides = {(height, width): pattern}
+        bias = None if self.bias is None else self.bias.detach().numpy()
+        flat = np.ascontiguousarray(padded.detach().numpy()).reshape(-1)
+        out = pattern.slide(self.value.detach().numpy(), flat, batch, bias=bias, n_threads=torch.get_num_threads())
+        spread = torch.from_numpy(out)
+        whole = spread.new_empty(self.out_channels, size[0] * width)
+        whole[:, :batch] = spread
+        return whole.reshape(self.out_channels, size[0], width)[:, :, : size[1]]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, layout={self._facts['layout']}"
+        )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
+        raise InputError(f"kernel_size, stride, padding, dilation: got {value!r}, want a number or a pair")
+    return pair

@@ -1,0 +1,120 @@
+"""Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
+
+Lives here: ``Stored`` (a layout that operators can name) and ``product``. Does not live here: modules (``nn``), the
+loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a handle; the module that
+owns the layout keeps it alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ellzero.kernels.sparse import Pattern
+from ellzero.layouts.base import Layout
+
+__all__ = ["Stored", "product"]
+
+_ALIVE: weakref.WeakValueDictionary[int, Stored] = weakref.WeakValueDictionary()
+_NEXT = itertools.count()
+
+
+class Stored:
+    """What the operators need of a matrix: a pattern whose values are given at each call, or a layout with its own."""
+
+    def __init__(self, of: Pattern | Layout):
+        self.of = of
+        self.rows, self.columns = (of.rows, of.columns) if isinstance(of, Pattern) else of.shape
+        self.handle = next(_NEXT)
+        _ALIVE[self.handle] = self
+
+    def __deepcopy__(self, memo: Any) -> Stored:
+        return Stored(self.of)
+
+    def __reduce__(self) -> Any:
+        return Stored, (self.of,)
+
+    @cached_property
+    def turned(self) -> tuple[Pattern, np.ndarray]:
+        """The pattern of the transpose and the places of its values; made when a gradient first asks for it."""
+        return self.of.transposed()
+
+
+def product(
+    stored: Stored, value: Tensor | None, x: Float[Tensor, "columns batch"], bias: Tensor | None = None
+) -> Float[Tensor, "rows batch"]:
+    """``W x + bias`` on the CPU; gradients by ``x`` and ``bias``, and by ``value`` where W is a pattern.
+
+    ``value`` ``[entries, group]`` belongs to a pattern; a layout has its own values, which get no gradient.
+    """
+    return _product(stored.handle, value, x, bias, stored.rows)
+
+
+@torch.library.custom_op("ellzero::stored_product", mutates_args=())
+def _product(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    of, threads = _ALIVE[handle].of, torch.get_num_threads()
+    columns, row = _array(x), None if bias is None else _array(bias)
+    if isinstance(of, Pattern):
+        return torch.from_numpy(of.product(_array(value), columns, bias=row, n_threads=threads))
+    return torch.from_numpy(np.ascontiguousarray(of.matmul(columns, bias=row, n_threads=threads)))
+
+
+@_product.register_fake
+def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    return x.new_empty((rows, x.shape[1]))
+
+
+@torch.library.custom_op("ellzero::stored_product_turned", mutates_args=())
+def _turned(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
+    stored, threads = _ALIVE[handle], torch.get_num_threads()
+    if not isinstance(stored.of, Pattern):
+        return torch.from_numpy(np.ascontiguousarray(stored.of.rmatmul(_array(grad), n_threads=threads)))
+    pattern, order = stored.turned
+    values = _array(value).reshape(-1)[order][:, None]
+    return torch.from_numpy(pattern.product(values, _array(grad), n_threads=threads))
+
+
+@_turned.register_fake
+def _(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
+    return grad.new_empty((columns, grad.shape[1]))
+
+
+@torch.library.custom_op("ellzero::stored_values_gradient", mutates_args=())
+def _values(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    pattern = _ALIVE[handle].of
+    return torch.from_numpy(pattern.values_gradient(_array(grad), _array(x), n_threads=torch.get_num_threads()))
+
+
+@_values.register_fake
+def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _setup(ctx, inputs, output) -> None:
+    handle, value, x, bias, _ = inputs
+    ctx.handle, ctx.columns, ctx.has_bias = handle, x.shape[0], bias is not None
+    ctx.stored = _ALIVE.get(handle)  # alive until the gradient is taken
+    ctx.save_for_backward(value, x)
+
+
+def _backward(ctx, grad: Tensor):
+    value, x = ctx.saved_tensors
+    grad = grad.contiguous()
+    by_value = _values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
+    by_x = _turned(ctx.handle, value, grad, ctx.columns) if ctx.needs_input_grad[2] else None
+    by_bias = grad.sum(1) if ctx.has_bias and ctx.needs_input_grad[3] else None
+    return None, by_value, by_x, by_bias, None
+
+
+_product.register_autograd(_backward, setup_context=_setup)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()

@@ -1,0 +1,206 @@
+"""Products of sparse matrices: the compiled kernels against plain references and dense products."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ellzero.errors import InputError
+from ellzero.kernels.sparse import (
+    GROUPS,
+    Pattern,
+    narrowed,
+    nm_product,
+    pack_places,
+    place_bits,
+    unpack_places,
+    widened,
+)
+
+BATCHES = (0, 1, 2, 3, 8, 17, 64, 130, 257)
+
+
+def draw(seed, rows, columns, group, density=0.3):
+    """A pattern with an empty and a full group, and its generator."""
+    g = np.random.default_rng(seed)
+    mask = g.random((rows // group, columns)) < density
+    if len(mask) > 1:
+        mask[0], mask[1] = False, True
+    ptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+    return Pattern(ptr, np.nonzero(mask)[1], group=group, columns=columns), g
+
+
+def dense(pattern, value):
+    out = np.zeros((pattern.rows // pattern.group, pattern.group, pattern.columns), widened(value).dtype)
+    out[pattern.row_of(), :, pattern.index] = widened(value)
+    return out.reshape(pattern.rows, pattern.columns)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_products_and_gradients_are_the_dense_ones(group, kind, batch):
+    pattern, g = draw(batch, 5 * group, 37, group)
+    value = g.standard_normal((len(pattern.index), group)).astype(kind)
+    x, grad = (g.standard_normal((n, batch)).astype(kind) for n in (37, 5 * group))
+    bias, scale = (g.standard_normal(5 * group).astype(kind) for _ in range(2))
+    tol = dict.fromkeys(("rtol", "atol"), 1e-4 if kind is np.float32 else 1e-11)
+    W = dense(pattern, value)
+    np.testing.assert_allclose(pattern.product(value, x), W @ x, **tol)
+    np.testing.assert_allclose(
+        pattern.product(value, x, bias=bias, scale=scale), scale[:, None] * (W @ x) + bias[:, None], **tol
+    )
+    full = (grad @ x.T).reshape(5, group, 37)
+    np.testing.assert_allclose(pattern.values_gradient(grad, x), full[pattern.row_of(), :, pattern.index], **tol)
+    turned, order = pattern.transposed()
+    np.testing.assert_allclose(turned.product(value.reshape(-1)[order][:, None], grad), W.T @ grad, **tol)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_narrow_values_are_widened_exactly(group):
+    pattern, g = draw(0, 3 * group, 50, group)
+    value = g.standard_normal((len(pattern.index), group)).astype(np.float32)
+    x = g.standard_normal((50, 19)).astype(np.float32)
+    half = narrowed(value)
+    np.testing.assert_array_equal(pattern.product(half, x), pattern.product(widened(half), x))
+    whole = g.integers(-127, 128, value.shape).astype(np.int8)
+    scale = g.random(3 * group).astype(np.float32)
+    np.testing.assert_array_equal(
+        pattern.product(whole, x, scale=scale), pattern.product(whole.astype(np.float32), x, scale=scale)
+    )
+
+
+def test_bfloat16_is_rounded_as_torch_rounds():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal(1000).astype(np.float32) * 10.0 ** np.arange(-20, 20).repeat(25)
+    x = np.concatenate([x.astype(np.float32), np.float32([0, -0.0, np.inf, -np.inf, 1.00390625, 3.3895314e38])])
+    want = torch.from_numpy(x).bfloat16()
+    np.testing.assert_array_equal(narrowed(x), want.view(torch.int16).numpy().view(np.uint16))
+    np.testing.assert_array_equal(widened(narrowed(x)), want.float().numpy())
+    assert np.isnan(widened(narrowed(np.float32([np.nan]))))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_nothing_depends_on_the_threads(group):
+    pattern, g = draw(1, 64 * group, 300, group)
+    value = g.standard_normal((len(pattern.index), group)).astype(np.float32)
+    x, grad = (g.standard_normal((n, 96)).astype(np.float32) for n in (300, 64 * group))
+    for call in (
+        lambda t: pattern.product(value, x, n_threads=t),
+        lambda t: pattern.values_gradient(grad, x, n_threads=t),
+    ):
+        one = call(1)
+        for threads in (2, 3, 8):
+            np.testing.assert_array_equal(call(threads), one)
+
+
+def test_missing_and_infinite_numbers_reach_the_rows_that_read_them():
+    pattern = Pattern([0, 1, 2], [0, 1], columns=3)
+    x = np.float32([[np.nan] * 20, [1] * 20, [np.inf] * 20])
+    out = pattern.product(np.ones((2, 1), np.float32), x)
+    assert np.isnan(out[0]).all()
+    assert (out[1] == 1).all()
+    assert np.isnan(pattern.product(np.float32([[0], [1]]), x)[0]).all()  # a stored zero is read
+
+
+@given(
+    st.integers(0, 9),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    st.sampled_from(GROUPS),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_mask(seed, rows, columns, density, group):
+    g = np.random.default_rng(seed)
+    mask = g.random((rows, columns)) < density
+    pattern = Pattern(np.concatenate([[0], np.cumsum(mask.sum(1))]), np.nonzero(mask)[1], group=group, columns=columns)
+    value = g.standard_normal((len(pattern.index), group))
+    x = g.standard_normal((columns, 5))
+    np.testing.assert_allclose(pattern.product(value, x), dense(pattern, value) @ x, atol=1e-11)
+
+
+def test_more_columns_than_sixteen_bits():
+    pattern = Pattern([0, 2], [0, 70_000], columns=70_001)
+    assert pattern.index.dtype == np.uint32
+    x = np.arange(70_001.0)[:, None]
+    assert pattern.product(np.ones((2, 1)), x) == 70_000
+    assert Pattern([0, 1], [65_535], columns=65_536).index.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 4), (1, 3), (3, 7), (4, 16), (5, 32)])
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_nm_products_are_the_dense_ones(n, m, batch, kind):
+    g = np.random.default_rng(n + m)
+    for groups in (1, 11, 40):
+        place = np.sort(np.argsort(g.random((6, groups, m)), axis=-1)[..., :n], axis=-1)
+        value = g.standard_normal((6, groups * n)).astype(kind)
+        W = np.zeros((6, groups, m), kind)
+        np.put_along_axis(W, place, value.reshape(6, groups, n), axis=-1)
+        x, bias = g.standard_normal((groups * m, batch)).astype(kind), g.standard_normal(6).astype(kind)
+        packed = pack_places(place.reshape(6, -1).astype(np.uint8), m)
+        out = nm_product(packed, value, x, n=n, m=m, bias=bias)
+        want = W.reshape(6, -1) @ x + bias[:, None]
+        np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4 if kind is np.float32 else 1e-11)
+        assert (unpack_places(packed, groups * n, m) == place.reshape(6, -1)).all()
+
+
+def test_places_are_packed_tightly():
+    assert [place_bits(m) for m in (1, 4, 5, 16, 17, 256)] == [2, 2, 4, 4, 8, 8]
+    assert pack_places(np.uint8([[0, 1, 2, 3, 3]]), 4).tolist() == [[0b11100100, 0b11]]
+
+
+def test_bad_input():
+    good = {"columns": 3}
+    for ptr, index, words in [
+        ([0, 2], [0], "ptr: want numbers that rise from 0 to 1"),
+        ([0, 2, 1], [0], "ptr"),
+        ([1, 1], [0], "ptr"),
+        ([0, 1], [3], "index: got 3 to 3, want columns from 0 to 2"),
+        ([0, 1], [-1], "index"),
+        ([0.0, 1.0], [0], "ptr: got float64"),
+        ([], [], "ptr"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            Pattern(ptr, index, **good)
+    with pytest.raises(InputError, match="group: got 3"):
+        Pattern([0, 1], [0], group=3, **good)
+    pattern, value, x = Pattern([0, 1], [0], **good), np.ones((1, 1), np.float32), np.ones((3, 2), np.float32)
+    for call, words in [
+        (lambda: pattern.product(value, x[:2]), "x: got shape"),
+        (lambda: pattern.product(value, x.astype(np.float64)), "x: got float64, want float32"),
+        (lambda: pattern.product(value[:0], x), "value: got shape"),
+        (lambda: pattern.product(value.astype(np.int32), x), "value.dtype: got 'int32'"),
+        (lambda: pattern.product(value, x, bias=np.ones(1)), "bias: got float64"),
+        (lambda: pattern.product(value, x, n_threads=0), "n_threads"),
+        (lambda: pattern.values_gradient(x[:1, :1], x), "grad: got 1 columns, want 2"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            call()
+    with pytest.raises(ValueError, match="read-only"):
+        pattern.index[0] = 2
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_windows_of_flat_input(group, kind):
+    pattern, g = draw(3, 3 * group, 50, group)
+    value, bias = g.standard_normal((len(pattern.index), group)).astype(kind), g.standard_normal(3 * group).astype(kind)
+    for batch in (1, 7, 70, 300):
+        x = g.standard_normal(50 + batch - 1).astype(kind)
+        want = dense(pattern, value) @ np.lib.stride_tricks.sliding_window_view(x, batch) + bias[:, None]
+        np.testing.assert_allclose(pattern.slide(value, x, batch, bias=bias), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="x: got shape"):
+        pattern.slide(value, x[1:], batch)
+
+
+def test_patterns_are_copied_and_sent():
+    import copy
+    import pickle
+
+    pattern, g = draw(0, 6, 9, 1)
+    value, x = g.standard_normal((len(pattern.index), 1)), g.standard_normal((9, 3))
+    assert copy.deepcopy(pattern) is pattern
+    again = pickle.loads(pickle.dumps(pattern))
+    np.testing.assert_array_equal(again.product(value, x), pattern.product(value, x))

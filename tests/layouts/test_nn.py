@@ -1,0 +1,169 @@
+"""Sparse modules: the dense module's outputs and gradients, in training, under compilation, copied and loaded."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from ellzero.errors import InputError  # noqa: E402
+from ellzero.layouts.nn import SparseConv2d, SparseLinear, as_layout  # noqa: E402
+
+LAYOUTS = [
+    ("csr", {}), ("row-group", {"group": 4}), ("row-group", {"group": 8}), ("condensed", {}), ("bitmask", {}),
+    ("block", {"height": 4, "width": 4}), ("nm", {"n": 4, "m": 4}),
+]  # fmt: skip
+ids = [f"{name}{list(options.values()) or ''}" for name, options in LAYOUTS]
+
+
+def pruned(module, density=0.3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        module.weight.mul_(torch.rand(module.weight.shape, generator=g) < density)
+        module.weight[1] = 0
+    return module
+
+
+@pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 24)])
+def test_a_linear_layer_and_its_gradients(layout, options, shape):
+    torch.manual_seed(0)
+    dense = pruned(nn.Linear(24, 16)).double()
+    sparse = SparseLinear.from_linear(dense, layout, **options)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    want, got = dense(x), sparse(twin)
+    torch.testing.assert_close(got, want)
+    want.sin().sum().backward()
+    got.sin().sum().backward()
+    torch.testing.assert_close(twin.grad, x.grad)
+    torch.testing.assert_close(sparse.bias.grad, dense.bias.grad)
+    torch.testing.assert_close(sparse.to_dense(), dense.weight.detach())
+    if hasattr(sparse, "value") and isinstance(sparse.value, nn.Parameter):
+        assert sparse.value.grad.shape == sparse.value.shape
+        stored = as_layout(dense.weight, layout, **options)
+        kept = type(stored).from_parts({**stored.tensors(), "value": sparse.value.grad.numpy()}, stored.facts())
+        mask = type(stored).from_parts({**stored.tensors(), "value": np.ones_like(stored.value)}, stored.facts())
+        np.testing.assert_allclose(kept.to_dense(), dense.weight.grad.numpy() * mask.to_dense(), atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["csr", "row-group", "condensed"])
+def test_gradcheck(layout):
+    torch.manual_seed(0)
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(7, 8)).double(), layout)
+    x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+
+    def run(x, value, bias):
+        return torch.func.functional_call(sparse, {"value": value, "bias": bias}, x)
+
+    assert torch.autograd.gradcheck(run, (x, sparse.value, sparse.bias))
+
+
+@pytest.mark.parametrize("layout", ["csr", "row-group", "condensed", "bitmask"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"padding": 1}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}, {"kernel_size": 1},
+     {"kernel_size": 1, "stride": 2}, {"kernel_size": (1, 3), "padding": (0, 1)}],
+    ids=str,
+)  # fmt: skip
+def test_a_convolution_and_its_gradients(layout, settings):
+    torch.manual_seed(0)
+    dense = pruned(nn.Conv2d(5, 8, **{"kernel_size": 3, **settings})).double()
+    sparse = SparseConv2d.from_conv(dense, layout)
+    x = torch.randn(2, 5, 9, 7, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), dense(x))
+        torch.testing.assert_close(sparse(x[:, :, :8]), dense(x[:, :, :8]))  # another size of image
+        torch.testing.assert_close(sparse(x[0]), dense(x[0]))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    want, got = dense(a), sparse(b)
+    torch.testing.assert_close(got, want)
+    want.sin().sum().backward()
+    got.sin().sum().backward()
+    torch.testing.assert_close(b.grad, a.grad)
+
+
+def test_training_moves_the_stored_values_as_the_dense_ones():
+    torch.manual_seed(0)
+    dense = pruned(nn.Linear(12, 8))
+    mask = dense.weight.detach() != 0
+    sparse = SparseLinear.from_linear(dense, "csr")
+    x, y = torch.randn(64, 12), torch.randn(64, 8)
+    for model in (dense, sparse):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for _ in range(30):
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            if model is dense:
+                model.weight.grad.mul_(mask)
+            optimizer.step()
+    torch.testing.assert_close(sparse.to_dense(), dense.weight.detach() * mask, rtol=1e-4, atol=1e-5)
+
+
+def test_no_dense_intermediate_of_the_weights_size():
+    """One step at 1 % of 4 million weights allocates far less than the 16 MB that the dense gradient would take."""
+    torch.manual_seed(0)
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(2048, 2048), density=0.01))
+    x = torch.randn(4, 2048, requires_grad=True)
+    sparse(x).sum().backward()
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        sparse(x).sum().backward()
+    assert max(event.cpu_memory_usage for event in seen.events()) < 2_000_000
+    import tracemalloc
+
+    tracemalloc.start()
+    sparse(x).sum().backward()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_under_torch_compile():
+    torch.manual_seed(0)
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(24, 16)))
+    compiled = torch.compile(nn.Sequential(sparse, nn.ReLU()), backend="aot_eager", fullgraph=True)
+    x = torch.randn(5, 24, requires_grad=True)
+    out = compiled(x)
+    torch.testing.assert_close(out, sparse(x).relu())
+    out.sum().backward()
+    assert x.grad is not None
+    assert sparse.value.grad is not None
+
+
+@pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)
+def test_state_dict_copies_and_other_patterns(layout, options):
+    torch.manual_seed(0)
+    first = SparseLinear.from_linear(pruned(nn.Linear(24, 16)), layout, **options)
+    other = SparseLinear.from_linear(pruned(nn.Linear(24, 16), seed=1, density=0.6), "csr")
+    other.load_state_dict(first.state_dict())
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(other(x), first(x))
+    twin = copy.deepcopy(first)
+    with torch.no_grad():
+        twin.bias.add_(1)
+    torch.testing.assert_close(twin(x), first(x) + 1)
+    small = SparseLinear.from_linear(pruned(nn.Linear(12, 16)))
+    with pytest.raises(InputError, match=r"has shape \[16, 24\], want \[16, 12\]"):
+        small.load_state_dict(first.state_dict())
+
+
+def test_bad_input():
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(24, 16)))
+    with pytest.raises(InputError, match="x: got shape"):
+        sparse(torch.ones(3, 23))
+    with pytest.raises(InputError, match=r"layout: got 'crs'.*did you mean 'csr'"):
+        SparseLinear.from_linear(nn.Linear(4, 4), "crs")
+    with pytest.raises(InputError, match="bias: got shape"):
+        SparseLinear(sparse.layout, torch.zeros(3))
+    with pytest.raises(InputError, match="conv: got groups"):
+        SparseConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=2))
+    conv = SparseConv2d.from_conv(nn.Conv2d(4, 4, 3))
+    for x in (torch.ones(1, 3, 8, 8), torch.ones(4, 8)):
+        with pytest.raises(InputError, match="x: got shape"):
+            conv(x)
+    with pytest.raises(InputError, match="smaller than the kernel"):
+        conv(torch.ones(1, 4, 2, 8))
