@@ -1,4 +1,4 @@
-"""Algorithms that find coefficients: operators, coordinate descent, matching pursuit, hard thresholding.
+"""Algorithms that find coefficients: operators, coordinate and block descent, pursuit, hard thresholding, recovery.
 
 Lives here: loops over data, each with its certificate or stopping rule, for one problem, a path, or many targets.
 Does not live here: penalties and datafits (``parts``), estimators with ``fit`` (the wings), compiled loops
@@ -14,9 +14,13 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {},
     (
+        "block_descent",
+        "block_problems",
         "certificates",
         "coordinate_descent",
+        "forests",
         "hard_thresholding",
+        "loss_pursuit",
         "null_space",
         "operators",
         "phase_retrieval",
