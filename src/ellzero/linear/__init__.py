@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy(
         "SparseProbe": "probing",
         "orthogonal_mp": "pursuit",
     },
-    ("artefact", "best_subset", "concepts", "estimators", "frontier", "information", "neurons", "phase_retrieval",
-     "probing", "pursuit", "recovery", "restricted", "screening", "sequential_attention"),
+    ("artefact", "best_subset", "concepts", "estimators", "frontier", "information", "judge", "neurons",
+     "phase_retrieval", "probing", "pursuit", "recovery", "restricted", "screening", "selection",
+     "sequential_attention"),
 )  # fmt: skip

@@ -10,6 +10,7 @@ __all__ = ["TASKS"]
 
 TASKS = {
     "regression": "ellzero.compare.tasks.regression:Regression",
+    "selection": "ellzero.compare.tasks.selection:Selection",
     "network": "ellzero.compare.tasks.network:Network",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
 }
