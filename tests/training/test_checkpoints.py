@@ -50,6 +50,26 @@ def test_tensors_come_back_to_the_bit(tmp_path, dtype):
     assert state["deep"][1].shape == ()
 
 
+def test_names_with_dots_and_numbers_as_keys_do_not_collide():
+    tree = {"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1), 1: [torch.full((1,), 2.0)], "1": {"0": torch.ones(2)}}
+    back = checkpoints.unpack(*checkpoints.pack(tree))
+    assert back["a"]["b"].item() == 1
+    assert back["a.b"].item() == 0
+    assert back[1][0].item() == 2
+    assert back["1"]["0"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_every_generator_of_numpy_is_kept(tmp_path, kind):
+    ours = np.random.Generator(kind(4))
+    ours.random(5)
+    checkpoints.save(tmp_path, 1, {"a": ours})
+    want = ours.random(5)
+    fresh = np.random.Generator(kind(0))
+    checkpoints.restore_generator(fresh, checkpoints.latest(tmp_path)[1]["a"])
+    np.testing.assert_array_equal(fresh.random(5), want)
+
+
 def test_generators_go_on_where_they_stood(tmp_path):
     theirs, ours = torch.Generator().manual_seed(3), np.random.default_rng(4)
     torch.rand(5, generator=theirs), ours.random(5)

@@ -21,39 +21,53 @@ from ellzero.training.loop import Batches, train
 RUN = textwrap.dedent(
     """
     import os, signal, sys
+    import numpy as np
     import torch
     from torch import nn
     from ellzero.models.mlp import MLPConfig
-    from ellzero.network.recipes import rigl
+    from ellzero.network.recipes import gmp, rigl
     from ellzero.network.sparsifier import Sparsifier
     from ellzero.parts.schedules import Cosine
     from ellzero.rng import rng, torch_generator
+    from ellzero.training.checkpoints import pack
     from ellzero.training.loop import Batches, train
 
     folder, out, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
     X = torch.from_numpy(rng(0, "x").standard_normal((70, 8), dtype="float32"))
     y = (X[:, 0] * X[:, 1] > 0).long()
-    model = nn.Sequential(MLPConfig(8, 16, (24,)).build(1), nn.ReLU(), nn.Dropout(0.2), MLPConfig(16, 2, ()).build(2))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
-    noise = torch_generator(5, "noise")
-    sparsifier = Sparsifier(model, rigl(0.3, every=4), optimizer=optimizer, steps=60)
+    found, steps_run = {}, 0
+    for name, recipe, make in (
+        ("rigl", rigl(0.3, every=4), lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1)),
+        ("gmp", gmp(0.2, every=5), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+    ):
+        model = nn.Sequential(
+            MLPConfig(8, 16, (24,)).build(1), nn.ReLU(), nn.Dropout(0.2), MLPConfig(16, 2, ()).build(2)
+        )
+        optimizer = make(model.parameters())
+        noise = torch_generator(5, "noise")
+        sparsifier = Sparsifier(model, recipe, optimizer=optimizer, steps=60)
 
-    def loss(model, batch):
-        X, y = batch
-        return nn.functional.cross_entropy(model(X + 0.1 * torch.randn(X.shape, generator=noise)), y)
+        def loss(model, batch):
+            X, y = batch
+            return nn.functional.cross_entropy(model(X + 0.1 * torch.randn(X.shape, generator=noise)), y)
 
-    def killer(step, value):
-        if step == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        def killer(step, value):
+            global steps_run
+            steps_run += 1
+            if steps_run == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    done = train(model, loss, Batches(X, y, batch_size=16, seed=3), optimizer=optimizer, steps=60,
-                 schedule=Cosine(1.0, 0.1), clip=1.0, average=0.9, parts={"sparsifier": sparsifier},
-                 generators={"noise": noise}, checkpoint=folder, every=7, callbacks=[killer])
-    names = [*model.state_dict().items(), *((f"average.{k}", v) for k, v in done.averaged.items())]
-    masks = sparsifier.masks.items()
-    import numpy as np
-    np.savez(out, **{k: v.detach().numpy() for k, v in names}, **{f"mask.{k}": v.numpy() for k, v in masks})
+        done = train(model, loss, Batches(X, y, batch_size=16, seed=3), optimizer=optimizer, steps=60,
+                     schedule=Cosine(1.0, 0.1), clip=1.0, average=0.9, parts={"sparsifier": sparsifier},
+                     generators={"noise": noise}, checkpoint=os.path.join(folder, name), every=7, callbacks=[killer])
+        tensors, skeleton = pack({
+            "model": model.state_dict(), "averaged": done.averaged, "optimizer": optimizer.state_dict(),
+            "sparsifier": sparsifier.state_dict(), "noise": noise,
+        })
+        found |= {f"{name}.{key}": value.numpy() for key, value in tensors.items()}
+        found[f"{name}.skeleton"] = np.array(repr(skeleton))
+    np.savez(out, **found)
     """
 )
 
@@ -68,7 +82,7 @@ def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(tmp_p
 
     whole = run("whole", 0)
     assert whole.returncode == 0, whole.stderr.decode()
-    step = 1 + os.urandom(1)[0] % 59
+    step = 1 + os.urandom(1)[0] % 119  # in the one run or the other
     killed = run("killed", step)
     assert killed.returncode == -signal.SIGKILL, (step, killed.stderr.decode())
     assert not (tmp_path / "killed.npz").exists()
@@ -76,7 +90,9 @@ def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(tmp_p
     assert resumed.returncode == 0, resumed.stderr.decode()
     with np.load(tmp_path / "whole.npz") as want, np.load(tmp_path / "killed.npz") as got:
         assert want.files == got.files
-        assert any(name.startswith("mask.") for name in want.files)
+        for part in ("rigl.state.sparsifier.masks.", "gmp.state.sparsifier.masks.", "gmp.state.optimizer."):
+            assert any(name.startswith(part) for name in want.files)
+        assert "momentum_buffer" in str(want["gmp.skeleton"])
         for name in want.files:
             np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, killed at {step}")
 
@@ -221,6 +237,7 @@ def test_a_progress_bar_changes_nothing(capsys):
         ({"precision": "float8"}, "precision"), ({"every": 0}, "every"), ({"seed": -1}, "seed"),
         ({"batches": 5}, "batches"), ({"batches": [ROWS]}, "batches: got 1, want 3"),
         ({"loss": lambda m, X: m(X).sum() * torch.nan}, "loss: got nan at step 1"),
+        ({"loss": lambda m, X: m(X)}, r"loss: gave shape \(5, 1\)"), ({"loss": lambda m, X: 0.5}, "loss: gave float"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_by_name(changed, named):
@@ -239,6 +256,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="generators"):
         train(model, squared, batches, optimizer=optimizer, steps=3, checkpoint=tmp_path,
               generators={"a": torch.Generator()})  # fmt: skip
+    with pytest.raises(InputError, match="average"):
+        train(model, squared, batches, optimizer=optimizer, steps=3, checkpoint=tmp_path, average=0.9)
+    with pytest.raises(InputError, match="rows: got 9, want 10"):
+        train(model, squared, Batches(ROWS[1:], batch_size=5), optimizer=optimizer, steps=3, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="batches: cannot be put"):
+        train(model, squared, (ROWS for _ in range(9)), optimizer=optimizer, steps=3, checkpoint=tmp_path)
     other = nn.Linear(4, 1)
     with pytest.raises(InputError, match="another model"):
         train(other, squared, batches, optimizer=torch.optim.SGD(other.parameters(), lr=0.1), steps=3,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ellzero.errors import InputError
 from ellzero.training import losses
 
 DRAW = np.random.default_rng(0)
@@ -27,6 +28,18 @@ def test_regression_takes_a_trailing_axis_of_one():
     z, y = DRAW.standard_normal((5, 1)), DRAW.standard_normal(5)
     found = losses.regression(torch.nn.Identity(), (torch.tensor(z), torch.tensor(y)))
     assert found.item() == pytest.approx(((z[:, 0] - y) ** 2).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("got", "want"), [((3, 2), (2, 3)), ((4,), (4, 2)), ((1, 4), (4,)), ((4, 1), (1, 4))])
+def test_regression_refuses_shapes_that_would_be_broadcast(got, want):
+    with pytest.raises(InputError, match="model: gives"):
+        losses.regression(torch.nn.Identity(), (torch.zeros(got), torch.zeros(want)))
+
+
+def test_regression_takes_a_trailing_axis_on_either_side():
+    z = torch.arange(4.0)
+    for a, b in ((z, z[:, None]), (z[:, None], z)):
+        assert losses.regression(torch.nn.Identity(), (a + 1, b)).item() == 1
 
 
 def test_next_token_shifts_by_one():

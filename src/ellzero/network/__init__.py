@@ -7,34 +7,20 @@ loop (``training``), sparse activations (another wing).
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ellzero.lazy import lazy
 
-_NAMES = {
-    "Recipe": "ellzero.network.recipes",
-    "Report": "ellzero.network.sparsifier",
-    "Sparsifier": "ellzero.network.sparsifier",
-    "dense": "ellzero.network.recipes",
-    "gmp": "ellzero.network.recipes",
-    "one_shot": "ellzero.network.recipes",
-    "rigl": "ellzero.network.recipes",
-    "set_": "ellzero.network.recipes",
-    "static": "ellzero.network.recipes",
-}
-_MODULES = ("frontier", "packed", "recipes", "sparsifier")
-
-__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"ellzero.network.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ellzero.network' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Recipe": "recipes",
+        "Report": "sparsifier",
+        "Sparsifier": "sparsifier",
+        "dense": "recipes",
+        "gmp": "recipes",
+        "one_shot": "recipes",
+        "rigl": "recipes",
+        "set_": "recipes",
+        "static": "recipes",
+    },
+    ("frontier", "packed", "recipes", "sparsifier"),
+)

@@ -8,6 +8,7 @@ Files are written whole or not at all and carry hashes, so a kill in mid-write l
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -42,13 +43,11 @@ def pack(tree: Any) -> tuple[dict[str, torch.Tensor], Any]:
 
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()
-        return {"tensor": place}
+        return {"tensor": _put(value.detach().cpu().contiguous().clone(), place, tensors)}
     if isinstance(value, torch.Generator):
-        tensors[place] = value.get_state()
-        return {"torch_generator": place}
-    if isinstance(value, np.random.Generator):
-        return {"numpy_generator": value.bit_generator.state}
+        return {"torch_generator": _put(value.get_state(), place, tensors)}
+    if isinstance(value, np.random.Generator):  # some keep arrays, which their setters take as lists
+        return {"numpy_generator": json.loads(json.dumps(value.bit_generator.state, default=np.ndarray.tolist))}
     if isinstance(value, Mapping):
         rows = []
         for key, item in value.items():
@@ -64,6 +63,14 @@ def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return {"plain": value}
     raise InputError(f"{place}: got {type(value).__name__}, want tensors, generators, numbers, text, lists, mappings")
+
+
+def _put(tensor: torch.Tensor, place: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Store a tensor under its place, or a longer name where ``{"a": {"b": ...}, "a.b": ...}`` gives a place twice."""
+    while place in tensors:
+        place += "'"
+    tensors[place] = tensor
+    return place
 
 
 def unpack(tensors: Mapping[str, torch.Tensor], skeleton: Any) -> Any:

@@ -50,7 +50,7 @@ class Batches:
         sizes = [len(tensor) for tensor in tensors]
         if len(set(sizes)) != 1 or sizes[0] == 0:
             raise InputError(f"tensors: got {sizes} rows, want the same number in each and at least one")
-        self.tensors = tensors
+        self.tensors, self.rows = tensors, sizes[0]
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.seed = check_integer("seed", seed, at_least=0)
         self.epoch, self.row = 0, 0
@@ -61,22 +61,24 @@ class Batches:
 
     def __next__(self) -> Any:
         if self._order is None:
-            order = rng(self.seed, "batches", self.epoch).permutation(len(self.tensors[0]))
+            order = rng(self.seed, "batches", self.epoch).permutation(self.rows)
             self._order = torch.from_numpy(order).to(self.tensors[0].device)
         rows = self._order[self.row : self.row + self.batch_size]
         self.row += len(rows)
-        if self.row >= len(self._order):
+        if self.row >= self.rows:
             self.epoch, self.row, self._order = self.epoch + 1, 0, None
         batch = tuple(tensor[rows] for tensor in self.tensors)
         return batch if len(batch) > 1 else batch[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {"epoch": self.epoch, "row": self.row, "seed": self.seed, "batch_size": self.batch_size}
+        return {
+            "epoch": self.epoch, "row": self.row, "seed": self.seed, "batch_size": self.batch_size, "rows": self.rows,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back there."""
-        for name in ("seed", "batch_size"):
+        for name in ("seed", "batch_size", "rows"):
             if state[name] != getattr(self, name):
                 raise InputError(f"{name}: got {getattr(self, name)}, want {state[name]}, as in the checkpoint")
         self.epoch, self.row, self._order = state["epoch"], state["row"], None
@@ -218,6 +220,9 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             value = self.loss(self.model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"loss: gave {got}, want a scalar tensor")
         found = value.item()
         if not math.isfinite(found):
             raise InputError(f"loss: got {found} at step {step}, want a finite number; lower the learning rate or clip")
@@ -263,6 +268,12 @@ class _Run:
         for name, mine in (("parts", self.parts), ("generators", self.generators)):
             if set(state[name]) != set(mine):
                 raise InputError(f"{name}: got {sorted(mine)}, want {sorted(state[name])}, as in the checkpoint")
+        if bool(state["averaged"]) != bool(self.averaged):
+            raise InputError(
+                f"average: got {self.average}, want {'one' if state['averaged'] else 'none'}, as in the checkpoint"
+            )
+        if state["batches"] is not None and not hasattr(self.source, "load_state_dict"):
+            raise InputError("batches: cannot be put at a position, want Batches as in the checkpoint")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

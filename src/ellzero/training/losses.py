@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ellzero.errors import InputError
+
 __all__ = ["classification", "distillation", "next_token", "regression"]
 
 
@@ -20,10 +22,18 @@ def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def regression(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean squared error of ``model(X)`` and targets of the same shape; one trailing axis of size 1 may differ."""
+    """Mean squared error of ``model(X)`` and targets of the same shape; one trailing axis of size 1 may differ.
+
+    Raises
+    ------
+    InputError : other shapes, which would be broadcast.
+    """
     X, y = batch
     prediction = model(X).float()
-    return functional.mse_loss(prediction.reshape(y.shape) if prediction.numel() == y.numel() else prediction, y)
+    got, want = tuple(prediction.shape), tuple(y.shape)
+    if got != want and want not in ((*got, 1), got[:-1] if got[-1:] == (1,) else got):
+        raise InputError(f"model: gives {got} for targets of shape {want}, want the same shape")
+    return functional.mse_loss(prediction.reshape(want), y.float())
 
 
 def next_token(model: nn.Module, batch: Tensor) -> Tensor:
