@@ -7,8 +7,8 @@ data, the split or the report (``compare``). Every autoencoder has the same widt
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class FittedCode:
 
     model: Any
     realised: float
-    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -97,7 +96,7 @@ class PrincipalComponents:
         full = PCA.fit(data.train, max(counts, default=1))
         for k in counts:
             model = PCA(full.components[:k].contiguous(), full.mean)
-            yield FittedCode(model, evaluate(model, data.validation)["l0"], data.info)
+            yield FittedCode(model, evaluate(model, data.validation)["l0"])
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class _Trained:
             trainer.fit(data.train)
             if sae.infer is not None:  # on rows that were not trained on, where a little more is active
                 sae.calibrate(torch.from_numpy(data.validation))
-            yield FittedCode(sae, evaluate(sae, data.validation)["l0"], info)
+            yield FittedCode(sae, evaluate(sae, data.validation)["l0"])
 
 
 @register(kind="method", wing="autoencoder", source="arXiv:2309.08600", extra="torch")

@@ -75,7 +75,8 @@ class CalibratedThreshold:
 class SparseAutoencoder(nn.Module):
     """An autoencoder whose code has few entries.
 
-    In training mode the codes follow ``select``; in evaluation mode ``infer`` if there is one, else ``select``.
+    In training mode the codes follow ``select``; in evaluation mode ``threshold`` where ``infer`` has set it, else
+    ``select``. One that was loaded with a threshold keeps to it in both modes.
 
     Parameters
     ----------
@@ -142,12 +143,14 @@ class SparseAutoencoder(nn.Module):
 
     def keep(self, activations: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_sae"]:
         """The codes: the activations that the rule of the present mode keeps."""
-        if self.infer is None or self.training:
+        if self.infer is not None and self.training:
             support = self.select.support(activations.detach())
-        elif self.threshold is None:
-            raise InputError("threshold: not calibrated yet; train the autoencoder, or call calibrate(activations)")
-        else:
+        elif self.threshold is not None:
             support = activations.detach() > self.threshold
+        elif self.infer is None:
+            support = self.select.support(activations.detach())
+        else:
+            raise InputError("threshold: not calibrated yet; train the autoencoder, or call calibrate(activations)")
         return self.gradient.apply(activations, support)
 
     def encode(self, x: Float[Tensor, "rows d_in"], *, sparse: bool = False) -> Tensor | SparseCode:
@@ -155,7 +158,7 @@ class SparseAutoencoder(nn.Module):
 
         Raises
         ------
-        InputError : not rows of ``d_in`` finite floating-point numbers.
+        InputError : not rows of ``d_in`` finite floating-point numbers, or a threshold that is not calibrated yet.
         """
         z = self.keep(self.activations(self._checked(x)))
         if not sparse:
@@ -177,9 +180,9 @@ class SparseAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     def _checked(self, x: Any) -> Tensor:
-        if not isinstance(x, Tensor):
-            x = torch.as_tensor(np.array(check_array("x", x, dtypes="f", finite=False), dtype=np.float32))
-        return check_array("x", x, ndim=2, shape=(None, self.d_in), dtypes="f", finite=False, allow_empty=True)
+        """Rows in the dtype and on the device of the weights."""
+        check_array("x", x, ndim=2, shape=(None, self.d_in), dtypes="f", allow_empty=True)
+        return (x if isinstance(x, Tensor) else torch.as_tensor(np.array(x, dtype=np.float32))).to(self.W_dec)
 
     # -- constraints and calibration
 

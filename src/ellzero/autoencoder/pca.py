@@ -46,6 +46,7 @@ class PCA:
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows k"]:
         """Coordinates along the components."""
+        check_array("x", x, ndim=2, shape=(None, len(self.mean)), dtypes="f", allow_empty=True)
         return (x - self.mean) @ self.components.T
 
     def decode(self, z: Float[Tensor, "rows k"]) -> Float[Tensor, "rows d_in"]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ellzero.autoencoder.model import CalibratedThreshold, SparseAutoencoder, UnitNorm
 from ellzero.autoencoder.objective import L1, AuxK, SquaredError
-from ellzero.errors import check_choice
+from ellzero.errors import check_choice, check_integer
 from ellzero.parts.constraints import BatchTopK, Threshold, TopK
 from ellzero.parts.gradients import Masked
 from ellzero.registry import register
@@ -19,8 +19,12 @@ __all__ = ["batchtopk", "preset", "relu_l1", "topk"]
 
 
 @register(kind="preset", wing="autoencoder", source="arXiv:2309.08600", extra="torch", example=lambda: relu_l1(4, 8, 2))
-def relu_l1(d_in: int, d_sae: int, k: int = 32, *, alpha: float = 0.1, seed: int = 0) -> SparseAutoencoder:
-    """Rectified codes under an L1 price that is steered until ``k`` are active on average. Cunningham et al. (2023)."""
+def relu_l1(d_in: int, d_sae: int, k: int = 32, *, alpha: float = 0.01, seed: int = 0) -> SparseAutoencoder:
+    """Rectified codes under an L1 price that is steered until ``k`` are active on average. Cunningham et al. (2023).
+
+    ``alpha`` is the price at the start: a low one, since latents that a high one silences do not come back.
+    """
+    check_integer("k", k, at_least=1, at_most=d_sae)
     return SparseAutoencoder(
         d_in, d_sae, select=Threshold(0.0), gradient=Masked(), decoder=UnitNorm(),
         objective=[SquaredError(), L1(alpha, target=k)], architecture="standard", seed=seed,

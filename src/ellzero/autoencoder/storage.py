@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as container
 
 from ellzero.autoencoder.objective import SquaredError
-from ellzero.errors import InputError, check_choice
+from ellzero.errors import InputError, check_array, check_choice
 from ellzero.io import atomic
 from ellzero.parts.constraints import Threshold, TopK
 
@@ -44,7 +44,8 @@ def save(sae: SparseAutoencoder, directory: str | Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     content = container.save(tensors(sae))
     config = {
-        "architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32",
+        "architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae,
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."), "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none",
         "ellzero": {"version": VERSION, "weights": hashlib.sha256(content).hexdigest()},
     }  # fmt: skip
@@ -69,15 +70,19 @@ def load(directory: str | Path) -> SparseAutoencoder:
     kind, k = config["architecture"], config.get("k")
     if kind == "topk" and not (isinstance(k, int) and 1 <= k <= config["d_sae"]):
         raise InputError(f"{directory / CONFIG}: k is {k!r}, want a whole number from 1 to d_sae")
-    select = TopK(k) if kind == "topk" else Threshold(found.get("threshold", 0.0))
+    select = TopK(k) if kind == "topk" else Threshold(0.0)
     sae = SparseAutoencoder(
         config["d_in"], config["d_sae"], select=select, objective=[SquaredError()], architecture=kind
     )
     if kind == "jumprelu":
         sae.threshold = found["threshold"]
     sae.load_state_dict(found)
-    if not config.get("apply_b_dec_to_input", True):  # x W + b = (x - b_dec) W + (b + b_dec W)
-        with torch.no_grad():
+    with torch.no_grad():
+        if config.get("rescale_acts_by_decoder_norm"):  # codes grow by the rows' norms, the decoder is divided by them
+            norms = sae.W_dec.norm(dim=1)
+            for tensor, factor in ((sae.W_enc, norms), (sae.b_enc, norms), (sae.W_dec, 1 / norms[:, None])):
+                tensor.mul_(factor)
+        if not config.get("apply_b_dec_to_input", True):  # x W + b = (x - b_dec) W + (b + b_dec W)
             sae.b_enc.add_(sae.b_dec @ sae.W_enc)
     return sae.eval()
 
@@ -95,7 +100,8 @@ def _config(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {name} is {config.get(name)!r}, want a whole number above 0")
     if config.get("normalize_activations", "none") not in ("none", None):
         raise InputError(f"{path}: normalize_activations is {config['normalize_activations']!r}, want 'none'")
-    version = (config.get("ellzero") or {}).get("version", 0)
+    own = config.setdefault("ellzero", {"version": 0})
+    version = own.get("version") if isinstance(own, dict) else own
     if not isinstance(version, int) or version > VERSION:
         raise InputError(f"{path}: has format version {version!r}, this release reads up to {VERSION}")
     return config
@@ -107,7 +113,7 @@ def _weights(path: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
         found = container.load(content)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
-    digest = (config.get("ellzero") or {}).get("weights")
+    digest = config["ellzero"].get("weights")
     if digest is not None and digest != hashlib.sha256(content).hexdigest():
         raise InputError(f"{path}: does not belong to the {CONFIG} beside it (its digest differs)")
     shapes = dict(_SHAPES)
@@ -119,4 +125,5 @@ def _weights(path: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
             raise InputError(f"{path}: lacks the tensor {name}")
         if tuple(found[name].shape) != wanted:
             raise InputError(f"{path}: {name} has shape {tuple(found[name].shape)}, want {wanted}")
+        check_array(f"{path}: {name}", found[name], dtypes="f")
     return {name: found[name].float() for name in shapes}

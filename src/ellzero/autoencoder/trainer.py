@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -82,9 +83,9 @@ class SAETrainer:
         self.clip = check("clip", clip, above=0)
         self.seed = check_integer("seed", seed, at_least=0)
         self.initialize = bool(initialize)
-        self.state = _State(sae)
+        self.state = _State(sae, self.lr)
 
-    def fit(self, acts: Any, *, progress: bool = False, checkpoint: Any = None) -> Trained:
+    def fit(self, acts: Any, *, progress: bool = False, checkpoint: Any = None, every: int = 1000) -> Trained:
         """Train on activations and leave the autoencoder in evaluation mode.
 
         Parameters
@@ -92,20 +93,30 @@ class SAETrainer:
         acts : ``[rows, d_in]`` as an array, a memory map or a tensor; or an iterable of such batches (an
             ``ActivationStream``), gone through as often as the steps need where it can be.
         progress : show a bar.
-        checkpoint : a folder; a run that was killed goes on from there.
+        checkpoint, every : a folder, and the steps between two writings; a run that was killed goes on from there and
+            ends with the same bits.
+
+        Raises
+        ------
+        InputError : activations that are no rows of ``d_in`` finite numbers, all equal, or fewer than the steps need;
+            a loss that is not finite (a smaller ``lr`` helps).
         """
         sample, batches = self._source(acts)
-        scale = math.sqrt(self.sae.d_in) / float(sample.square().sum(1).mean().sqrt().clamp_min(1e-12))
+        size = float(sample.square().sum(1).mean().sqrt())
+        if not bool((sample != sample[0]).any()):
+            raise InputError(f"acts: all {len(sample)} rows are equal, want rows that vary")
+        scale = math.sqrt(self.sae.d_in) / size
         sample = sample * scale
+        self.state = _State(self.sae, self.lr, float((sample - sample.mean(0)).square().sum(1).mean()))
         self.sae.rescale(scale)
         try:
-            found = self._run(sample, batches, scale, progress, checkpoint)
+            found = self._run(sample, batches, scale, progress=progress, checkpoint=checkpoint, every=every)
         finally:
             self.sae.rescale(1 / scale)
         self.sae.eval()
         return found
 
-    def _run(self, sample: Tensor, batches: Any, scale: float, progress: bool, checkpoint: Any) -> Trained:
+    def _run(self, sample: Tensor, batches: Any, scale: float, **options: Any) -> Trained:
         sae = self.sae
         if self.initialize:
             with torch.no_grad():
@@ -117,7 +128,7 @@ class SAETrainer:
             found = train(
                 sae, lambda model, rows: self.state.loss(rows.to(model.W_dec) * scale), batches, optimizer=optimizer,
                 steps=self.steps, schedule=learning_rate_factor, clip=self.clip, parts={"sae": self.state},
-                checkpoint=checkpoint, seed=self.seed, progress=progress,
+                seed=self.seed, **options,
             )  # fmt: skip
         finally:
             hook.remove()
@@ -135,46 +146,56 @@ class SAETrainer:
         width = self.sae.d_in
         if hasattr(acts, "shape"):
             check_array("acts", acts, ndim=2, shape=(None, width), dtypes="f")
-            rows = acts if isinstance(acts, Tensor) else torch.from_numpy(np.array(acts, dtype=np.float32))
-            rows = rows.detach().to(self.sae.W_dec)
-            return rows[:: -(-len(rows) // _SAMPLE)], Batches(rows, batch_size=self.batch_size, seed=self.seed)
+            rows = acts.detach() if isinstance(acts, Tensor) else _tensor(acts)
+            sample = rows[:: -(-len(rows) // _SAMPLE)].to(self.sae.W_dec)
+            return sample, Batches(rows, batch_size=self.batch_size, seed=self.seed)
         if not hasattr(acts, "__iter__"):
             raise InputError(f"acts: got {type(acts).__name__}, want an array, a tensor or an iterable of batches")
         stream = _rows(acts, width, self.batch_size)
         first = list(itertools.islice(stream, max(min(_SAMPLE // self.batch_size, self.steps), 1)))
+        if not first:
+            raise InputError(f"acts: got fewer rows than the batch size, want at least {self.batch_size}")
         return torch.cat(first).to(self.sae.W_dec), itertools.chain(first, stream)
+
+
+def _tensor(x: Any) -> Tensor:
+    """A tensor over the array's memory if it is float32 (a memory map stays one), else a copy in float32."""
+    x = np.asarray(x)
+    with warnings.catch_warnings():  # that it may not be written to, which nobody does
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
 def _rows(acts: Any, width: int, size: int) -> Iterator[Tensor]:
     """Batches of exactly ``size`` rows, over and over; an iterator that cannot be repeated ends after one pass."""
-    waiting: list[Tensor] = []
-    held = 0
+    rest = torch.empty(0, width)
     for epoch in itertools.count():
         passes = acts.batches(epoch) if hasattr(acts, "batches") else acts
         some = False
         for rows in passes:
             rows = rows[0] if hasattr(acts, "batches") else rows
-            check_array("acts", rows, ndim=2, shape=(None, width), dtypes="f")
-            waiting.append(torch.as_tensor(rows, dtype=torch.float32))
-            held, some = held + len(rows), True
-            while held >= size:
-                block = torch.cat(waiting)
-                yield block[:size]
-                waiting, held = [block[size:]], held - size
+            check_array("acts", rows, ndim=2, shape=(None, width), dtypes="f", allow_empty=True)
+            some = some or len(rows) > 0
+            block = torch.cat([rest, torch.as_tensor(rows, dtype=torch.float32).detach().cpu()])
+            whole = len(block) // size * size
+            yield from block[:whole].split(size) if whole else ()
+            rest = block[whole:]
+        if epoch == 0 and not some:
+            raise InputError("acts: got no rows, want activations")
         if not some or (iter(passes) is passes and not hasattr(acts, "batches")):
-            if epoch == 0 and not some:
-                raise InputError("acts: got no rows, want activations")
             return
 
 
 class _State:
-    """What moves during training beside the weights: rows since each latent fired, and the steered price."""
+    """What moves during training beside the weights: rows since each latent fired, and the steered price.
 
-    def __init__(self, sae: SparseAutoencoder):
-        self.sae = sae
+    ``spread`` is the variance of the rows, summed over features.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, lr: float, spread: float = 1.0):
+        self.sae, self.lr, self.spread = sae, lr, spread
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-        self.log_steer = 0.0
-        self.active = float("nan")
+        self.log_price = 0.0
         self._target = next((t.target for t in sae.objective if getattr(t, "target", None)), None)
         self._dead_after = next((t.dead_after for t in sae.objective if hasattr(t, "dead_after")), None)
 
@@ -183,21 +204,23 @@ class _State:
         sae = self.sae
         pre = sae.pre(x)
         z = sae.keep(pre.relu())
-        x_hat = sae.decode(z)
         with torch.no_grad():
-            on = z.detach() > 0
+            on = z > 0
             self.silent = (self.silent + len(x)).masked_fill(on.any(0), 0)
             dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on[0])
-            if self._target is not None:
-                self._steer(float(on.sum()) / len(x))
-        step = Step(sae, x, pre, z, x_hat, dead, math.exp(self.log_steer))
+            steer = self._steer(float(on.sum()) / len(x)) if self._target is not None else 1.0
+        step = Step(sae, x, pre, z, sae.decode(z), dead, self.spread, steer)
         return sum(term(step) for term in sae.objective)
 
-    def _steer(self, active: float) -> None:
-        """Raise the price while more than the target are active, in proportion to the log of the excess."""
-        self.active = active
-        gap = math.log(max(active, 1e-3) / self._target)
-        self.log_steer = min(max(self.log_steer + 0.05 * min(max(gap, -1.0), 1.0), -20.0), 20.0)
+    def _steer(self, active: float) -> float:
+        """The factor on the price: up while more than the target are active, down while fewer.
+
+        A controller with a proportional and an integral part, of the log of the excess. Adam moves weights by about
+        ``lr`` a step, so the integral goes at that pace, whatever the number of steps.
+        """
+        gap = min(max(math.log(max(active, 1e-3) / self._target), -1.0), 1.0)
+        self.log_price = min(max(self.log_price + 5 * self.lr * gap, -20.0), 20.0)
+        return math.exp(self.log_price + gap)
 
     def step(self) -> None:
         """After the optimiser: back onto the decoder's constraint."""
@@ -205,9 +228,9 @@ class _State:
 
     def state_dict(self) -> Mapping[str, Any]:
         """For a checkpoint."""
-        return {"silent": self.silent, "log_steer": self.log_steer}
+        return {"silent": self.silent, "log_price": self.log_price}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
         self.silent.copy_(state["silent"])
-        self.log_steer = state["log_steer"]
+        self.log_price = state["log_price"]
