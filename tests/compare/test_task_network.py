@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from ellzero.cli.app import run as command
 from ellzero.compare.tasks.network import Network
 from ellzero.data import sets
 from ellzero.errors import InputError
-from ellzero.network import packed
+from ellzero.io import artefacts
+from ellzero.network import frontier, packed
 from ellzero.protocol import Fitted, Method, Task
 
 SHORT = Network(steps=40)
@@ -50,6 +53,9 @@ def plugin(tmp_path, monkeypatch):
 
             def number():
                 return 3
+
+            def bare():
+                return torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Flatten(), torch.nn.AdaptiveAvgPool1d(3))
 
             def negative_loss(model, X, y):
                 with torch.no_grad():
@@ -175,7 +181,7 @@ def test_the_artefact_has_the_bytes_it_states_and_gives_the_same_answers_in_a_fr
 def test_apply_refuses_what_does_not_fit(fitted, tmp_path):
     fitted.save(tmp_path)
     np.save(tmp_path / "wide.npy", np.ones((2, 65)))
-    with pytest.raises(InputError, match="65 columns, want 64"):
+    with pytest.raises(InputError, match="65 columns without names, want 64"):
         SHORT.apply(tmp_path, str(tmp_path / "wide.npy"))
     with pytest.raises(InputError):
         SHORT.apply(tmp_path, str(tmp_path / "missing.npy"))
@@ -183,6 +189,20 @@ def test_apply_refuses_what_does_not_fit(fitted, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content[:-9])
     with pytest.raises(InputError, match="safetensors"):
         SHORT.apply(tmp_path, str(tmp_path / "wide.npy"))
+
+
+@pytest.mark.parametrize("what", ["plain", "kind", "newer", "headless", "none"])
+def test_a_foreign_artefact_is_refused(tmp_path, what):
+    path, tensors = tmp_path / "model.safetensors", {"layers.0.weight": torch.ones(2, 2)}
+    np.save(tmp_path / "rows.npy", np.ones((2, 64)))
+    if what == "plain":
+        save_file(tensors, path)
+    elif what != "none":
+        kind, version = ("linear-model", 1) if what == "kind" else (frontier.KIND, frontier.VERSION + (what == "newer"))
+        artefacts.save(path, tensors, {}, kind=kind, version=version)
+    with pytest.raises(InputError, match=str(tmp_path)) as caught:
+        SHORT.apply(tmp_path, str(tmp_path / "rows.npy"))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_users_own_model_judge_and_rows(plugin):
@@ -240,6 +260,98 @@ def test_targets_that_are_no_classes_are_refused(tmp_path, y):
     np.savez(tmp_path / "rows.npz", X=np.random.default_rng(0).random((len(y), 3)), y=y)
     with pytest.raises(InputError, match="data: "):
         Network(str(tmp_path / "rows.npz")).data(0)
+
+
+@pytest.fixture
+def wines(tmp_path):
+    """A file with names, columns of very different sizes, a column that never changes, and groups."""
+    table = sets.wine()
+    path = tmp_path / "wine.csv"
+    columns = [*(f"c{i}" for i in range(13)), "same", "cellar", "grower"]
+    n = len(table.y)
+    rows = np.c_[table.X, np.full(n, 7.0), np.arange(n) % 60, table.y + 5]
+    np.savetxt(path, rows, "%.8g", ",", header=",".join(columns), comments="")
+    return path
+
+
+def test_the_perceptron_sees_standardised_columns_and_finds_them_by_name(wines, tmp_path):
+    task = Network.from_options(data=str(wines), extra={"steps": 60, "groups": "cellar"})
+    data = task.data(0)
+    assert data.train[0].shape[1] == 14
+    network = data.info["build"](0)
+    inside = (torch.from_numpy(data.train[0]) - network.mean) / network.scale
+    assert torch.allclose(inside.mean(0), torch.zeros(14), atol=1e-4)
+    assert torch.allclose(inside.std(0, correction=0)[:13], torch.ones(13), atol=1e-3)
+    assert (inside[:, 13] == 0).all()
+    found = fit(task, "gradual-global", 0.1)
+    assert found.score(task.test()) > 0.85
+    (tmp_path / "model").mkdir()
+    found.save(tmp_path / "model")
+    names = wines.read_text().splitlines()[0].split(",")
+    rows = np.loadtxt(wines, delimiter=",", skiprows=1)
+    order = [names.index(name) for name in reversed(names[:14])]
+    np.savetxt(tmp_path / "turned.csv", rows[:, order], "%.8g", ",", header=",".join(names[i] for i in order),
+               comments="")  # fmt: skip
+    answers = [task.apply(tmp_path / "model", str(tmp_path / name)).columns for name in ("wine.csv", "turned.csv")]
+    assert set(answers[0]["class"]) == {"5", "6", "7"}
+    assert (answers[0]["class"] == answers[1]["class"]).all()
+    assert (answers[0]["class"] == (rows[:, -1]).astype(int).astype(str)).mean() > 0.85
+    np.savetxt(tmp_path / "less.csv", rows[:, :13], "%.8g", ",", header=",".join(names[:13]), comments="")
+    with pytest.raises(InputError, match="lacks the column 'same'"):
+        task.apply(tmp_path / "model", str(tmp_path / "less.csv"))
+
+
+def test_groups_stay_together_and_tell_nothing(wines):
+    task = Network(str(wines), groups="cellar")
+    units = task._rows().units
+    parts = [set(units[part]) for part in task._split(1)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+    assert "cellar" not in task.data(0).info["spec"]["columns"]
+    with pytest.raises(InputError, match=r"groups: got 'cellars'.*did you mean 'cellar'"):
+        Network(str(wines), groups="cellars").data(0)
+    with pytest.raises(InputError, match="groups: got 'x', but digits has none"):
+        Network(groups="x").data(0)
+
+
+def test_the_users_own_road_on_the_command_line(plugin, monkeypatch, capfd):
+    monkeypatch.chdir(plugin)
+    given = ["--data", "rows.npz", "--model", "my_network:build", "--eval", "my_network:negative_loss"]
+    options = ["--option", "steps=30", "--option", "batch_size=16", "--option", "exclude=2,5*"]
+    with pytest.raises(InputError, match="fits '5"):
+        Network.from_options(data="rows.npz", model="my_network:build", extra={"exclude": "2,5*"})
+    options[-1] = "exclude=2"
+    assert command(["compare", "network", *given, *options, "--budgets", "0.3,0.6", "--out", "run"]) == 0
+    out = capfd.readouterr().out
+    for word in (*SHORT.methods(), "negative_loss"):
+        assert word in out
+    points = [json.loads(line) for line in (plugin / "run" / "points.jsonl").read_text().splitlines()]
+    assert len(points) == 1 + 2 * (len(SHORT.methods()) - 1)
+    assert all(point["error"] is None for point in points)
+    assert {point["realised"] for point in points} == {0.3, 0.6, 1.0}
+    assert command(["take", "run", "--method", "rigl", "--budget", "0.6", "--out", "model"]) == 0
+    assert command(["apply", "model", "rows.npz", "--out", "classes.csv"]) == 0
+    lines = (plugin / "classes.csv").read_text().splitlines()
+    assert lines[0] == "class,probability"
+    assert len(lines) == 151
+    assert {line.split(",")[0] for line in lines[1:]} <= {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--model", "my_network:narrow"], "model: gives (2, 2)"), (["--eval", "my_network:nothing"], "nothing"),
+        (["--model", "my_network:bare"], "has no weight to prune"), (["--option", "include=layer"], "no parameter"),
+        (["--budgets", "0"], "budgets: got 0"), (["--budgets", "1.5"], "budgets: got 1.5"),
+        (["--option", "groops=x"], "did you mean 'groups'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_said_in_one_line_before_a_folder_is_made(plugin, monkeypatch, capfd, given, named):
+    monkeypatch.chdir(plugin)
+    assert command(["compare", "network", "--data", "rows.npz", *given, "--out", "run"]) == 2
+    _, err = capfd.readouterr()
+    assert named in err
+    assert err.count("\n") == 1
+    assert not (plugin / "run").exists()
 
 
 def test_budgets_lie_in_0_to_1():

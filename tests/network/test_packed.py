@@ -22,7 +22,7 @@ def test_the_round_trip_is_exact_and_never_larger(shape, density, seed, dtype):
     draw = np.random.default_rng(seed)
     weight = torch.from_numpy(draw.standard_normal(shape) * (draw.random(shape) < density)).to(dtype)
     weight = weight + 0  # no negative zero
-    state = {"w": weight, "steps": torch.tensor(7)}
+    state = {"w": weight, "steps": torch.tensor(7), "odd:name": torch.ones(2)}
     tensors, shapes = packed.pack(state)
     assert packed.nbytes(tensors) <= packed.nbytes(state)
     back = packed.unpack(tensors, shapes)

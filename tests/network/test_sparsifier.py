@@ -369,9 +369,31 @@ def test_bad_input_is_refused_by_name(changed, named):
         Sparsifier(given.pop("model"), given.pop("recipe"), **given)
 
 
-def test_a_nan_weight_is_refused_and_named():
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["static", "gmp global"])
+def test_a_weight_that_is_not_finite_is_refused_by_name_before_anything_is_changed(bad, name):
+    model = Small()
+    with torch.no_grad():
+        model.one.weight[0, 3] = bad
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=r"model: one.weight: 1 entry not finite, .* at \(0, 3\)"):
+        Sparsifier(model, SHORT[name], optimizer=OPTIMIZERS["sgd"](model.parameters()), steps=STEPS)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value.nan_to_num(7.0), before[key].nan_to_num(7.0))
+
+
+def test_a_weight_that_turns_nan_is_named_with_the_step():
     model, _made, sparsifier = set_up(gmp(0.2, every=1))
     with torch.no_grad():
         model.one.weight[0, 0] = torch.nan
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match=r"one.weight: its Magnitude scores are NaN at step 1"):
         sparsifier.step()
+
+
+def test_masks_outside_within_are_refused():
+    every = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in prunable(Small())[0].items()}
+    within = {"one.weight": torch.ones(16, 16, dtype=torch.bool)}
+    set_up(static(0.9), masks=every, within=within)
+    within["one.weight"][0, :3] = False
+    with pytest.raises(InputError, match=r"masks\['one.weight'\]: keeps 3 entries outside within"):
+        set_up(static(0.9), masks=every, within=within)

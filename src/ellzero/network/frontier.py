@@ -29,6 +29,7 @@ from ellzero.registry import register
 from ellzero.rng import rng
 from ellzero.training import losses
 from ellzero.training.loop import Batches, train
+from ellzero.training.threads import products, threads_for
 
 __all__ = ["Dense", "FittedNetwork", "GradualMagnitude", "OneShot", "RigL", "accuracy"]
 
@@ -85,12 +86,12 @@ class FittedNetwork:
         return float(check("eval", value.item() if hasattr(value, "item") else value))
 
     def time(self, part: tuple[Any, Any], repeats: int = 30) -> float:
-        """Median seconds of one batch of 64 rows, as ordinary dense layers, after a warm-up."""
+        """Median seconds of one batch of 64 rows, as ordinary dense layers on one thread, after a warm-up."""
         rows = _tensor(part[0])
         rows = rows[torch.arange(64) % len(rows)]
         self.model.eval()
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_for(0):
             for _ in range(repeats + 5):
                 start = time.perf_counter()
                 self.model(rows)
@@ -138,10 +139,11 @@ def _fit(method: Any, recipe: Recipe, data: Data, seed: int) -> FittedNetwork:
     )
     X, y = data.train
     batches = Batches(_tensor(X), torch.as_tensor(y, dtype=torch.int64), batch_size=info["batch_size"], seed=seed)
-    train(
-        model, losses.classification, batches, optimizer=optimizer, steps=steps, schedule=Cosine(1.0, 0.0), seed=seed,
-        parts={"sparsifier": sparsifier}, clip=5.0,
-    )  # fmt: skip
+    with threads_for(products(model, _tensor(X[: info["batch_size"]]))):
+        train(
+            model, losses.classification, batches, optimizer=optimizer, steps=steps, schedule=Cosine(1.0, 0.0),
+            seed=seed, parts={"sparsifier": sparsifier}, clip=5.0,
+        )  # fmt: skip
     report = sparsifier.report()
     sparsifier.remove()
     return FittedNetwork(model.eval(), report, info)

@@ -59,7 +59,8 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
     ------
     InputError : a part that is missing, or indices that do not fit the shape.
     """
-    state = {name: value for name, value in tensors.items() if ":" not in name}
+    packed = {f"{name}:{part}" for name in shapes for part in _PARTS}
+    state = {name: value for name, value in tensors.items() if name not in packed}
     for name, shape in shapes.items():
         missing = [part for part in _PARTS if f"{name}:{part}" not in tensors]
         if missing:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ellzero.errors import InputError, check_integer, suggestion
+from ellzero.errors import InputError, check_array, check_integer, suggestion
 from ellzero.network.recipes import Recipe
 from ellzero.training.masks import drop_and_grow, largest, reset_state, scale_by_fan_in
 
@@ -177,7 +177,7 @@ class Sparsifier:
 
     Raises
     ------
-    InputError : a bad argument, named; the model is unchanged.
+    InputError : a bad argument, named, or a weight that is not finite; the model is unchanged.
     """
 
     def __init__(
@@ -201,6 +201,7 @@ class Sparsifier:
         for name, parameter in self.weights.items():
             if id(parameter) not in owned:
                 raise InputError(f"optimizer: does not hold {name!r}; want an optimiser of this model's parameters")
+            check_array(f"model: {name}", parameter.detach())
         self._excluded_numel = sum(p.numel() for n, p in model.named_parameters() if n in self.excluded)
         owners = _owners(model)
         self._scalable = {name for name, p in self.weights.items() if isinstance(owners[id(p)][0][1], _ROWS_ARE_UNITS)}
@@ -230,6 +231,9 @@ class Sparsifier:
                 got = (mask.dtype, tuple(mask.shape)) if isinstance(mask, Tensor) else type(mask).__name__
                 raise InputError(f"{option}[{name!r}]: got {got}, want a boolean tensor of shape {tuple(weight.shape)}")
             found[name] = mask.to(weight.device).clone()
+            outside = int((found[name] & ~self._allowed(name)).sum()) if option == "masks" else 0
+            if outside:
+                raise InputError(f"masks[{name!r}]: keeps {outside} entries outside within, want none")
         missing = [name for name in self.weights if name not in found]
         if every and missing:
             raise InputError(f"{option}: {missing[0]!r} is missing, want a mask for each prunable weight")
@@ -267,7 +271,12 @@ class Sparsifier:
         for key in ("momentum_buffer", "exp_avg"):
             if memory.get(key) is not None:
                 state["momentum"] = memory[key]
-        return rule(weight, self._gradients.get(name), state)
+        scores = rule(weight, self._gradients.get(name), state)
+        if bool(scores.isnan().any()):
+            raise InputError(
+                f"{name}: its {type(rule).__name__} scores are NaN at step {self.step_count}, want numbers"
+            )
+        return scores
 
     def _allocate(self, scores: Mapping[str, Tensor]) -> dict[str, int]:
         shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}

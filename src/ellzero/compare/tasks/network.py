@@ -3,15 +3,17 @@
 Lives here: the data, the split, the model that every method trains, and ``apply``. Does not live here: the methods
 (``ellzero.network.frontier``). The user's own model and judge join as ``module:function``:
 ``build() -> torch.nn.Module`` maps float32 rows ``[batch, features]`` to logits ``[batch, classes]``, and
-``evaluate(model, X, y) -> float`` judges it, higher being better.
+``evaluate(model, X, y) -> float`` judges it, higher being better. A model of one's own sees the rows as they are in the
+file; the perceptron that stands in for it sees columns of mean 0 and variance 1.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,15 +22,16 @@ import torch
 from torch import nn
 
 from ellzero.compare.specs import load_object
+from ellzero.compare.tasks.tables import kept_columns, split_by_units
 from ellzero.data import sets
-from ellzero.errors import InputError, check, check_integer
+from ellzero.errors import InputError, check, check_choice, check_integer, suggestion
 from ellzero.io import artefacts
-from ellzero.io.readers import read_matrix, read_table
+from ellzero.io.readers import read_table
 from ellzero.models.mlp import MLPConfig
 from ellzero.network import frontier, packed
+from ellzero.network.sparsifier import prunable
 from ellzero.protocol import Data, Method, Output
 from ellzero.registry import register
-from ellzero.rng import rng
 from ellzero.training.loop import seeded
 
 __all__ = ["Network"]
@@ -36,24 +39,45 @@ __all__ = ["Network"]
 _HIDDEN = {"digits": (256, 128), "mnist": (300, 100)}
 
 
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows as float32, classes as 0, 1, ... with their names, the columns' names, and what stays together."""
+
+    X: np.ndarray
+    y: np.ndarray
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    units: np.ndarray
+
+
 @lru_cache(maxsize=4)
-def _rows(data: str, target: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Rows as float32, classes as 0, 1, ..., and the classes' names."""
+def _read(data: str, target: str | None, groups: str | None, stamp: int | None) -> _Rows:
     if data in _HIDDEN:
+        for option, given in (("target", target), ("groups", groups)):
+            if given is not None:
+                raise InputError(f"{option}: got {given!r}, but {data} has none to choose; want none")
         table = sets.digits() if data == "digits" else sets.mnist().table()
-        X = table.X / 16 if data == "digits" else table.X
-        return X.astype(np.float32), np.asarray(table.y, np.int64), tuple(str(i) for i in range(10))
-    table = read_table(data, target)
-    y = np.asarray(table.y)
+    else:
+        table = read_table(data, target)
     X = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
+    columns, units = list(table.columns), np.arange(len(table.y))
+    if groups is not None:
+        place = columns.index(check_choice("groups", groups, columns))
+        units = np.unique(X[:, place], return_inverse=True)[1].ravel()
+        X = np.delete(X, place, axis=1)
+        columns.pop(place)
+    y = np.asarray(table.y)
     classes, labels = np.unique(y, return_inverse=True)
     if (y.dtype.kind == "f" and (y != np.round(y)).any()) or len(classes) > max(len(y) // 5, 2):
         raise InputError(f"data: {data} has {len(classes)} different targets in {len(y)} rows, want classes")
     if len(classes) < 2 or len(y) < 20:
         raise InputError(f"data: {data} has {len(classes)} classes in {len(y)} rows, want at least 2 in 20")
-    named = getattr(table, "classes", None)
-    names = tuple(named) if named else tuple(f"{value:g}" for value in classes)
-    return X.astype(np.float32), labels.astype(np.int64), names
+    if not columns:
+        raise InputError(f"data: {data} has no column left to tell the classes by")
+    named = table.labels
+    names = (named[int(value)] if named and int(value) < len(named) else str(int(value)) for value in classes)
+    scaled = X / 16 if data == "digits" else X
+    return _Rows(scaled.astype(np.float32), labels.astype(np.int64), tuple(names), tuple(columns), units)
 
 
 @register(kind="task", wing="network", source="none", extra="torch", name="network", example=lambda: Network())
@@ -66,10 +90,13 @@ class Network:
     dataset : ``"digits"`` (1797 of 8 x 8), ``"mnist"`` (10,000 of 28 x 28 from ``ELLZERO_DATA``), or a file that
         ``read_table`` reads, its target being classes.
     target : the file's target column.
+    groups : a column whose equal values stay together in one part (patients, writers); it tells nothing itself.
     model : ``module:function`` giving a fresh module, which may hold trained weights; None for a multilayer perceptron.
     evaluate : ``module:function(model, X, y)`` giving the fidelity; None for accuracy.
     steps, batch_size : of the training that every method gets.
-    include, exclude : names or glob patterns of what takes part in the pruning.
+    include, exclude : names or glob patterns of what takes part in the pruning; on the command line with commas.
+
+    A fifth of the rows (or groups), the same for every seed, is the test part.
     """
 
     dataset: str = "digits"
@@ -80,12 +107,13 @@ class Network:
     batch_size: int = 64
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    groups: str | None = None
 
     name: ClassVar[str] = "network"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     unit: ClassVar[str] = "density"
     of: ClassVar[Literal["kept", "seen"]] = "kept"
-    batch: ClassVar[str] = "64 rows, ordinary dense layers"
+    batch: ClassVar[str] = "64 rows, ordinary dense layers, one thread"
 
     def __post_init__(self):
         check_integer("steps", self.steps, at_least=1)
@@ -121,17 +149,21 @@ class Network:
         for option, given in (("hook", hook), ("texts", texts)):
             if given is not None:
                 raise InputError(f"{option}: the task network takes none, want --data, --model, --eval or --target")
-        known = ("steps", "batch_size", "include", "exclude")
-        settings = dict(extra or {})
-        for option in settings:
+        known, settings = ("steps", "batch_size", "include", "exclude", "groups"), dict(extra or {})
+        for option, value in settings.items():
             if option not in known:
-                raise InputError(f"{option}: the task network takes none, want one of {', '.join(known)}")
-        for option in ("steps", "batch_size"):
-            if isinstance(settings.get(option), str):
-                if not settings[option].isdecimal():
-                    raise InputError(f"{option}: got {settings[option]!r}, want a whole number")
-                settings[option] = int(settings[option])
-        return cls(data or "digits", target, model, eval, **settings)
+                near = suggestion(option, known)
+                raise InputError(f"{option}: the task network takes none, want one of {', '.join(known)}{near}")
+            if option in ("steps", "batch_size") and isinstance(value, str):
+                if not value.isdecimal():
+                    raise InputError(f"{option}: got {value!r}, want a whole number")
+                settings[option] = int(value)
+            elif option in ("include", "exclude") and isinstance(value, str):
+                settings[option] = tuple(value.split(","))
+        task = cls(data or "digits", target, model, eval, **settings)
+        prunable(task._build(0), task.include, task.exclude)  # what cannot work is said before a run folder is made
+        task._evaluate()
+        return task
 
     def to_spec(self) -> dict[str, Any]:
         """The settings as JSON."""
@@ -144,25 +176,22 @@ class Network:
 
     def describe(self) -> Mapping[str, Any]:
         """The settings and a digest of the rows."""
-        X, y, classes = self._rows()
-        content = int(np.frombuffer(X.tobytes()[: X.nbytes // 4 * 4], np.uint32).sum(dtype=np.uint64))
+        rows = self._rows()
+        content = hashlib.sha256(rows.X.tobytes() + rows.y.tobytes()).hexdigest()[:16]
         return {
-            **json.loads(json.dumps(self.to_spec())), "rows": len(y), "features": X.shape[1], "classes": list(classes),
-            "checksum": content + int((y * np.arange(1, len(y) + 1)).sum()),
+            **json.loads(json.dumps(self.to_spec())), "rows": len(rows.y), "features": rows.X.shape[1],
+            "classes": list(rows.classes), "digest": content,
         }  # fmt: skip
 
     # -- data
 
-    def _rows(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        return _rows(self.dataset, self.target)
+    def _rows(self) -> _Rows:
+        stamp = Path(self.dataset).stat().st_mtime_ns if Path(self.dataset).is_file() else None
+        return _read(self.dataset, self.target, self.groups, stamp)
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows for training, validation and test: 60, 20 and 20 %, the test rows the same for every seed."""
-        n = len(self._rows()[1])
-        order = rng(0, "network", "test").permutation(n)
-        test, rest = order[: n // 5], order[n // 5 :]
-        rest = rest[rng(seed, "network", "validation").permutation(len(rest))]
-        return rest[n // 5 :], rest[: n // 5], test
+        return split_by_units(self._rows().units, seed, self.name, self.groups)
 
     def data(self, seed: int) -> Data:
         """The training and validation parts for one seed."""
@@ -170,34 +199,39 @@ class Network:
 
     def refit_data(self, seed: int, which: Literal["train", "all"]) -> Data:
         """As ``data``, or with the validation rows in the training part too."""
-        X, y, _ = self._rows()
+        check_choice("which", which, ("train", "all"))
+        X, y = self._rows().X, self._rows().y
         train, validation, _ = self._split(seed)
         used = np.concatenate([train, validation]) if which == "all" else train
         info = {
-            "build": self._build, "spec": self._build_spec(), "steps": self.steps, "batch_size": self.batch_size,
-            "include": self.include, "exclude": self.exclude,
-            "evaluate": load_object(self.evaluate) if self.evaluate else None,
+            "build": partial(self._build, rows=X[used]), "spec": self._build_spec(), "steps": self.steps,
+            "batch_size": self.batch_size, "include": self.include, "exclude": self.exclude,
+            "evaluate": self._evaluate(),
         }  # fmt: skip
         return Data((X[used], y[used]), (X[validation], y[validation]), info)
 
     def test(self) -> tuple[np.ndarray, np.ndarray]:
         """The test rows."""
-        X, y, _ = self._rows()
         rows = self._split(0)[2]
-        return X[rows], y[rows]
+        return self._rows().X[rows], self._rows().y[rows]
 
     # -- the model
 
+    def _evaluate(self) -> Any:
+        return load_object(self.evaluate) if self.evaluate else None
+
     def _build_spec(self) -> dict[str, Any]:
-        X, _, classes = self._rows()
-        common = {"inputs": X.shape[1], "classes": list(classes)}
+        rows = self._rows()
+        common = {"inputs": rows.X.shape[1], "classes": list(rows.classes), "columns": list(rows.columns)}
         if self.model is not None:
             return {"model": self.model, **common}
-        hidden = _HIDDEN.get(self.dataset, (256, 128))
-        return {"model": "mlp", "hidden": list(hidden), "scale": 16.0 if self.dataset == "digits" else 1.0, **common}
+        if self.dataset in _HIDDEN:
+            scale = 16.0 if self.dataset == "digits" else 1.0
+            return {"model": "mlp", "hidden": list(_HIDDEN[self.dataset]), "scale": scale, **common}
+        return {"model": "mlp", "hidden": [256, 128], "standardized": True, **common}
 
-    def _build(self, seed: int) -> nn.Module:
-        return _module(self._build_spec(), seed)
+    def _build(self, seed: int, rows: np.ndarray | None = None) -> nn.Module:
+        return _module(self._build_spec(), seed, rows)
 
     # -- methods
 
@@ -217,14 +251,30 @@ class Network:
     # -- a taken model
 
     def apply(self, directory: Path, source: str) -> Output:
-        """Class and probability of each row of a file, in the units of the data that the model was trained on."""
+        """Class and probability of each row of a file, in the units of the data that the model was trained on.
+
+        Columns are found by name where the file has names, else by place.
+        """
         return _apply(Path(directory), source)
 
 
-def _module(spec: Mapping[str, Any], seed: int) -> nn.Module:
-    """The module of a build spec with its first weights."""
+def _standardized(network: nn.Module, rows: np.ndarray) -> nn.Module:
+    """The network on columns of mean 0 and variance 1, as in these rows; the moments are buffers and saved with it."""
+    mean, scale = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+    scale = np.where(scale > 1e-7 * abs(mean), scale, 1.0)  # a column that never changes
+    network.register_buffer("mean", torch.from_numpy(mean).float())
+    network.register_buffer("scale", torch.from_numpy(scale).float())
+    network.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - module.mean) / module.scale,))
+    return network
+
+
+def _module(spec: Mapping[str, Any], seed: int, rows: np.ndarray | None = None) -> nn.Module:
+    """The module of a build spec with its first weights, and the moments of ``rows`` where it standardises."""
     if spec["model"] == "mlp":
-        return MLPConfig(spec["inputs"], len(spec["classes"]), tuple(spec["hidden"])).build(seed)
+        network = MLPConfig(spec["inputs"], len(spec["classes"]), tuple(spec["hidden"])).build(seed)
+        if not spec.get("standardized"):
+            return network
+        return _standardized(network, np.zeros((1, spec["inputs"])) if rows is None else rows)
     factory = load_object(spec["model"])
     with seeded(seed, 0, torch.device("cpu")):
         module = factory()
@@ -232,9 +282,10 @@ def _module(spec: Mapping[str, Any], seed: int) -> nn.Module:
         raise InputError(f"model: {spec['model']} gave {type(module).__name__}, want a torch module")
     try:
         with torch.no_grad():
-            shape = tuple(module.eval()(torch.zeros(2, spec["inputs"])).shape)
+            found = module.eval()(torch.zeros(2, spec["inputs"]))
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"model: {spec['model']} fails on rows of {spec['inputs']} features ({error})") from error
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
     if shape != (2, len(spec["classes"])):
         raise InputError(f"model: gives {shape} for 2 rows, want (2, {len(spec['classes'])}), one logit per class")
     return module.train()
@@ -244,16 +295,15 @@ def _apply(directory: Path, source: str) -> Output:
     tensors, meta = artefacts.load(
         directory / "model.safetensors", frontier.KIND, version=frontier.VERSION, backend="torch"
     )
-    spec = meta["build"]
+    spec = meta.get("build")
+    if not isinstance(spec, Mapping) or not {"model", "inputs", "classes", "columns"} <= set(spec):
+        raise InputError(f"{directory}: does not say which model its weights are of, want what take wrote")
     model = _module(spec, 0)
     try:
-        model.load_state_dict(packed.unpack(tensors, meta["shapes"]))
+        model.load_state_dict(packed.unpack(tensors, meta.get("shapes", {})))
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit the model {spec['model']} ({error})") from error
-    X, _ = read_matrix(source)
-    X = X.toarray() if hasattr(X, "toarray") else np.asarray(X)
-    if X.shape[1] != spec["inputs"]:
-        raise InputError(f"{source}: has {X.shape[1]} columns, want {spec['inputs']}, as in the training data")
+    X = kept_columns(source, (), spec["columns"], spec["columns"])
     logits = frontier.predict(model.eval(), X / spec.get("scale", 1.0))
     probability = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
     best = probability.argmax(1)
