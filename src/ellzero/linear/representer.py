@@ -62,7 +62,7 @@ def _warn(error: float) -> None:
 
 
 @register(id="S041", source="arXiv:2305.20002", kind="model", wing="linear",
-          claim="deleting its proponents moves a prediction as far as influence functions do, and no Hessian is needed",
+          claim="an exact sum over samples; deleting the proponents of a prediction moves it, with no Hessian needed",
           example=lambda: L1Representer.of(np.eye(2), np.ones(2), np.full(2, 0.5), alpha=0.25))  # fmt: skip
 @dataclass(frozen=True, eq=False)
 class L1Representer:
@@ -72,6 +72,11 @@ class L1Representer:
     ``sign(w_j) = -sum_i g_i x_ij / (alpha v_j)``, g the derivative of the mean loss by the predictions, so that
     ``x' w = sum_i a_i k(x_i, x)`` with ``a_i = -g_i / alpha`` and ``k(x, z) = sum_j |w_j| / v_j x_j z_j``.
     Only the columns in use matter: sparse rows cost their entries there.
+
+    Measured on two pairs of newsgroups (1500 samples, 3000 to 5000 words): without its strongest 1 to 10 % of samples
+    the logit of a prediction falls 15 to 50 times as far as without random ones, 1.4 times as far as by representers
+    of a ridge model, and 0.7 to 0.8 times as far as by influence functions with the exact Hessian of the support,
+    which take ten times as long.
 
     Attributes
     ----------
