@@ -1,13 +1,14 @@
-"""The compiled loop of coordinate descent is its plain reference, and both find the minimum."""
+"""The compiled loops of coordinate descent are their plain references, and find the minimum."""
 
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.optimize import minimize
 
 from ellzero.errors import InputError
 from ellzero.kernels import coordinate_descent as module
 from ellzero.kernels import live
-from ellzero.kernels.coordinate_descent import coordinate_descent, reference
+from ellzero.kernels.coordinate_descent import column_descent, column_reference, coordinate_descent, reference
 from ellzero.parts import penalties
 
 PENALTIES = [
@@ -81,6 +82,67 @@ def test_only_the_upper_left_block_counts_and_zero_columns_stay_zero():
     coordinate_descent(big, v, slope, penalties.L1(0.1), tol=1e-12)
     np.testing.assert_array_equal(w, v)
     assert w[3] == 0
+
+
+def columns_problem(dtype=np.float64, centre=True, wide=False, seed=0):
+    """(CSC matrix, columns that take part, curvature, centring, start, residual, the dense centred columns)."""
+    generator = np.random.default_rng(seed)
+    x = sparse.random_array((40, 20), density=0.2, rng=generator, format="csc").astype(dtype)
+    if wide:
+        x.indices, x.indptr = x.indices.astype(np.int64), x.indptr.astype(np.int64)
+    index = np.array([3, 0, 7, 12, 19, 5])
+    ones = generator.random(40).astype(dtype) + 1
+    dense = x[:, index].toarray()
+    sums = dense.T @ ones
+    means = sums / (ones @ ones)
+    if centre:
+        dense = dense - np.outer(ones, means)
+    y = generator.standard_normal(40).astype(dtype)
+    y -= ones * (ones @ y) / (ones @ ones)
+    curvature = (dense**2).sum(axis=0) / 40
+    return x, index, curvature, (means, sums, ones) if centre else None, np.zeros(6, dtype), y, dense
+
+
+@pytest.mark.skipif(not live, reason="no compiled module is live")
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize(("dtype", "wide"), [(np.float32, False), (np.float64, False), (np.float64, True)])
+def test_compiled_columns_are_plain(penalty, centre, dtype, wide):
+    x, index, curvature, centring, w, residual, _ = columns_problem(dtype, centre, wide)
+    v, rest = w.copy(), residual.copy()
+    weights = np.linspace(0.5, 2, 6).astype(dtype) if hasattr(penalty, "alpha") else None
+    tol = 1e-10 if dtype == np.float64 else 1e-4
+    for sweeps in (1, 40):
+        column_descent(x, index, curvature, centring, w, residual, penalty, weights=weights, tol=0.0,
+                       max_sweeps=sweeps)  # fmt: skip
+        column_reference(x, index, curvature, centring, v, rest, penalty, weights, 0.0, sweeps)
+        np.testing.assert_allclose(w, v, atol=tol)
+        np.testing.assert_allclose(residual, rest, atol=tol)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_columns_end_where_the_gram_matrix_does(centre):
+    x, index, curvature, centring, w, y, dense = columns_problem(centre=centre)
+    gram, slow, gradient = dense.T @ dense / 40, np.zeros(6), -dense.T @ y / 40
+    penalty, weights = penalties.L1(0.01), np.array([0, 1, 2, 1, np.inf, 1.0])
+    coordinate_descent(gram, slow, gradient, penalty, weights=weights, tol=1e-14)
+    residual = y.copy()
+    column_descent(x, index, curvature, centring, w, residual, penalty, weights=weights, tol=1e-14)
+    np.testing.assert_allclose(w, slow, atol=1e-10)
+    np.testing.assert_allclose(residual, y - dense @ w, atol=1e-10)
+
+
+def test_bad_columns():
+    x, index, curvature, centring, w, y, _ = columns_problem()
+    with pytest.raises(InputError, match="index: got shape"):
+        column_descent(x, index[:-1], curvature, centring, w, y, penalties.L1(1.0))
+    with pytest.raises(InputError, match="index: got shape"):
+        column_descent(x, index, curvature, centring, w, y[:-1], penalties.L1(1.0))
+    if live:
+        with pytest.raises(ValueError, match="index: want numbers of columns"):
+            column_descent(x, index + 20, curvature, centring, w, y, penalties.L1(1.0))
+        with pytest.raises(ValueError, match="centring"):
+            column_descent(x, index, curvature, (*centring[:2], np.ones(3)), w, y, penalties.L1(1.0))
 
 
 def test_bad_input():

@@ -17,6 +17,7 @@ from ellzero.solvers.operators import (
     Sparse,
     aslinear,
     centred,
+    design,
     need,
 )  # fmt: skip
 
@@ -49,6 +50,7 @@ def views(x, dtype=np.float64):
         yield Kronecker(Dense(small), base), np.kron(small, x)
         yield Scaled(Centred(Rows(base, rows)), scale), (x[rows] - x[rows].mean(axis=0)) * scale
         yield RowWeighted(Centred(base, means), weights), weights[:, None] * (x - means)
+        yield Centred(base, means, weights), x - np.outer(weights, means)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -67,10 +69,10 @@ def test_the_algebra_is_the_matrix(dtype, n, p, seed):
         for ours, plain in [
             (operator.matmat(w), full @ w), (operator.rmatmat(u), full.T @ u),
             (operator.matvec(w[:, 0]), full @ w[:, 0]), (operator.rmatvec(u[:, 0]), full.T @ u[:, 0]),
-            (operator.columns(some), full[:, some]), (operator.take(some) @ np.eye(4, dtype=dtype), full[:, some]),
-            (operator.gram(some), full[:, some].T @ full[:, some]),
+            (operator.columns(some), full[:, some]), (operator.gram(some), full[:, some].T @ full[:, some]),
             (operator.gram(some, other), full[:, some].T @ full[:, other]),
             (operator.column_norms(), np.linalg.norm(full, axis=0)),
+            (operator.products(some, u[:, 0]), full[:, some].T @ u[:, 0]),
             (operator.restricted(other[:1], w[:1, 0]), full[:, other[:1]] @ w[:1, 0]),
         ]:  # fmt: skip
             assert ours.dtype == dtype
@@ -102,6 +104,44 @@ def test_centred_solves_the_intercept_out(kind):
     np.testing.assert_allclose(free.matvec(coef), x @ coef)
 
 
+@pytest.mark.parametrize("kind", [np.ascontiguousarray, np.asfortranarray, sparse.csc_array, sparse.csr_array])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_design_has_the_loss_of_the_weighted_rows(kind, weighted, fit_intercept):
+    generator = np.random.default_rng(0)
+    x, y = matrix(9, 3), generator.standard_normal(9) + 4
+    weight = generator.integers(0, 4, 9).astype(float) if weighted else None
+    operator, target, centring = design(kind(x), y, fit_intercept, weight)
+    share = np.ones(9) / 9 if weight is None else weight / weight.sum()
+    for coef in (np.zeros(3), np.array([1.0, 2.0, 3.0])):
+        rest = y - x @ coef
+        b = share @ rest if fit_intercept else 0.0
+        residual = target - operator.matvec(coef)
+        assert residual @ residual / 9 == pytest.approx(share @ (rest - b) ** 2)
+        assert centring.intercept(coef) == pytest.approx(b)
+        np.testing.assert_allclose(operator.rmatvec(residual) / 9, x.T @ (share * (rest - b)), atol=1e-12)
+    np.testing.assert_allclose(
+        operator.gram(np.arange(3)), operator.columns(np.arange(3)).T @ operator.columns(np.arange(3))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [10.0, 1e3, 1e6, 1e9])
+def test_a_mean_far_from_zero_costs_no_digits(dtype, far):
+    """Also where the algebra would cancel: such a matrix is centred in a copy."""
+    generator = np.random.default_rng(0)
+    x = (np.round(generator.standard_normal((200, 4)) * 64) / 64 + far).astype(dtype)
+    x[:, 3] = far  # constant
+    exact = x.astype(np.float64) - x.astype(np.float64).mean(axis=0)
+    operator, _, _ = design(np.asfortranarray(x), np.arange(200.0), True)
+    residual = generator.standard_normal(200).astype(dtype)
+    residual -= residual.mean()
+    tol = 2e-3 if dtype == np.float32 else 1e-6
+    np.testing.assert_allclose(operator.rmatvec(residual), exact.T @ residual, atol=tol * np.linalg.norm(residual))
+    np.testing.assert_allclose(operator.gram(np.arange(4)), exact.T @ exact, atol=tol * 200)
+    assert not operator.columns(np.array([3])).any()
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="X: 1 entry not finite"):
         Dense(np.array([[1.0, np.nan]]))
@@ -121,4 +161,10 @@ def test_bad_input():
         Rows(Dense(np.eye(3)), np.array([0.5]))
     with pytest.raises(InputError, match=r"omp: got object, which lacks 'rmatvec'"):
         need("omp", object(), "rmatvec")
+    with pytest.raises(InputError, match="sample_weight: got -1 to 1"):
+        design(np.eye(3), np.ones(3), True, np.array([1, -1, 1]))
+    with pytest.raises(InputError, match="sample_weight: got 0 to 0"):
+        design(np.eye(3), np.ones(3), True, np.zeros(3))
+    with pytest.raises(InputError, match="sample_weight: got shape"):
+        design(np.eye(3), np.ones(3), True, np.ones(2))
     assert aslinear(np.eye(2, dtype=int)).dtype == np.float64

@@ -15,11 +15,14 @@ import numpy as np
 from scipy import sparse
 
 from ellzero.errors import InputError, check_array
+from ellzero.kernels import columns as kernels
 from ellzero.registry import register
 
 __all__ = [
     "Centred", "Dense", "Kronecker", "Operator", "RowWeighted", "Rows", "Scaled", "Sparse", "aslinear", "need",
 ]  # fmt: skip
+
+_BLOCK = 1 << 24  # numbers that a Gram block copies at a time
 
 
 def need(solver: str, thing: Any, *capabilities: str) -> None:
@@ -34,6 +37,7 @@ class Operator(ABC):
 
     shape: tuple[int, int]
     dtype: np.dtype
+    selective = False  # whether products with few columns cost less than with all
 
     @abstractmethod
     def matmat(self, w: np.ndarray) -> np.ndarray:
@@ -59,6 +63,10 @@ class Operator(ABC):
         """``X' u`` for ``[n]``."""
         return self.rmatmat(u[:, None])[:, 0]
 
+    def products(self, index: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """``X_index' u`` for ``[n]``: ``[len(index)]``."""
+        return self.rmatvec(u)[index]
+
     def restricted(self, index: np.ndarray, w: np.ndarray) -> np.ndarray:
         """``X_index w`` for ``[len(index)]``: a product with few nonzero coefficients."""
         spread = np.zeros(self.shape[1], dtype=w.dtype)
@@ -68,7 +76,11 @@ class Operator(ABC):
     def gram(self, index: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
         """``X_index' X_other``, dense; ``other`` defaults to ``index``."""
         left = self.columns(index)
-        return left.T @ (left if other is None else self.columns(other))
+        if other is None or np.array_equal(index, other):
+            return kernels.cross_products(left, left)
+        width = max(1, _BLOCK // self.shape[0])
+        parts = [other[start : start + width] for start in range(0, len(other), width)]
+        return np.hstack([kernels.cross_products(left, self.columns(part)) for part in parts])
 
     @abstractmethod
     def column_norms(self) -> np.ndarray:
@@ -80,8 +92,12 @@ class Dense(Operator):
     """A NumPy matrix in either order, used in place; Fortran order makes ``columns`` of neighbours cheap."""
 
     def __init__(self, x: np.ndarray):
-        self.x = _floating(check_array("X", np.asarray(x), ndim=2, dtypes="fiub"))
-        self.shape, self.dtype = self.x.shape, self.x.dtype
+        x = _floating(check_array("X", np.asarray(x), ndim=2, dtypes="fiub", finite=False))
+        self.x = x if x.flags.c_contiguous or x.flags.f_contiguous else np.asfortranarray(x)
+        self.shape, self.dtype, self.selective = x.shape, x.dtype, self.x.flags.f_contiguous
+        self.sums, self.squares = kernels.moments(self.x)
+        if not np.isfinite(self.squares).all():
+            check_array("X", x)
 
     def matmat(self, w):
         return self.x @ w
@@ -89,16 +105,22 @@ class Dense(Operator):
     def rmatmat(self, u):
         return self.x.T @ u
 
-    matvec, rmatvec = matmat, rmatmat
+    matvec = matmat
+
+    def rmatvec(self, u):
+        return kernels.products(self.x, u)
+
+    def products(self, index, u):
+        return kernels.products(self.x, u, index)
 
     def columns(self, index):
         return np.ascontiguousarray(self.x.T[index]).T  # whole columns at a time
 
     def restricted(self, index, w):
-        return w @ self.x.T[index]
+        return kernels.combination(self.x, index, w, np.zeros(self.shape[0], self.dtype))
 
     def column_norms(self):
-        return np.sqrt(np.einsum("ij,ij->j", self.x, self.x))
+        return np.sqrt(self.squares).astype(self.dtype)
 
 
 @register(kind="operator", source="none", example=lambda: Sparse(sparse.eye_array(3, format="csc")))
@@ -134,6 +156,9 @@ class Sparse(Operator):
     def take(self, index):
         return self.x[:, index]
 
+    def restricted(self, index, w):
+        return self.x[:, index] @ w if 4 * len(index) < self.shape[1] else super().restricted(index, w)
+
     def gram(self, index, other=None):
         left = self.x[:, index]
         return (left.T @ (left if other is None else self.x[:, other])).toarray()
@@ -147,42 +172,70 @@ class Sparse(Operator):
 class Centred(Operator):
     """``X - 1 mu'``: the columns of a base operator less ``means`` (its column means unless given), never formed.
 
-    With the column means this is the regression with a free intercept. Where a mean is far larger than its column's
-    spread the algebra cancels: a dense matrix with room for a copy is better centred itself.
+    With the column means this is the regression with a free intercept. ``ones`` stands in for 1: for rows times r it
+    is r, and the means are weighted by r^2. ``constant`` columns are zero, exactly. Where a mean is far larger than
+    its column's spread products lose digits: a dense matrix is better centred in a copy (``design`` does so).
     """
 
-    def __init__(self, base: Operator, means: np.ndarray | None = None):
+    def __init__(
+        self, base: Operator, means: np.ndarray | None = None, ones: np.ndarray | None = None, constant: Any = ()
+    ):
         n, p = base.shape
-        ones = np.ones(n, base.dtype)
-        self.base = base
-        self.means = base.rmatvec(ones) / n if means is None else _vector("means", means, p, base.dtype)
+        self.plain = ones is None
+        ones = np.ones(n, base.dtype) if ones is None else _vector("ones", ones, n, base.dtype)
+        self.base, self.ones, self.selective = base, ones, base.selective
+        self.sums = base.rmatvec(ones)
+        self.length = ones.dtype.type(ones @ ones)
+        self.means = self.sums / self.length if means is None else _vector("means", means, p, base.dtype)
         self.shape, self.dtype = base.shape, base.dtype
-        self._sums = base.rmatvec(ones)
+        self.constant = np.zeros(p, dtype=bool)
+        self.constant[np.asarray(constant, dtype=np.int64)] = True
 
     def matmat(self, w):
-        return self.base.matmat(w) - self.means @ w
+        return self.base.matmat(w) - np.outer(self.ones, self.means @ w)
 
     def rmatmat(self, u):
-        return self.base.rmatmat(u) - np.outer(self.means, u.sum(axis=0))
+        out = self.base.rmatmat(u) - np.outer(self.means, self.ones @ u)
+        out[self.constant] = 0
+        return out
 
     def matvec(self, w):
-        return self.base.matvec(w) - self.means @ w
+        return self.base.matvec(w) - self.ones * (self.means @ w)
 
     def rmatvec(self, u):
-        return self.base.rmatvec(u) - self.means * u.sum()
+        out = self.base.rmatvec(u) - self.means * (self.ones @ u)
+        out[self.constant] = 0
+        return out
+
+    def products(self, index, u):
+        out = self.base.products(index, u) - self.means[index] * (self.ones @ u)
+        out[self.constant[index]] = 0
+        return out
+
+    def restricted(self, index, w):
+        return self.base.restricted(index, w) - self.ones * (self.means[index] @ w)
 
     def columns(self, index):
-        return self.base.columns(index) - self.means[index]
+        """A column that is constant up to rounding is zero."""
+        means = self.means[index]
+        columns = self.base.columns(index)
+        columns.T[:] -= means[:, None] if self.plain else np.multiply.outer(means, self.ones)
+        noise = (2 * np.finfo(self.dtype).eps * means.astype(np.float64)) ** 2 * float(self.length)
+        columns[:, kernels.moments(columns)[1] <= noise] = 0
+        return columns
 
     def gram(self, index, other=None):
+        if not isinstance(self.base, Sparse):
+            return super().gram(index, other)
         other = index if other is None else other
         left, right = self.means[index], self.means[other]
         gram = self.base.gram(index, other)
-        gram -= np.outer(left, self._sums[other]) + np.outer(self._sums[index] - self.shape[0] * left, right)
+        rest = self.sums[index] - self.length * left
+        gram -= np.outer(left, self.sums[other]) + np.outer(rest, right)
         return gram
 
     def column_norms(self):
-        squares = self.base.column_norms() ** 2 - self.means * (2 * self._sums - self.shape[0] * self.means)
+        squares = self.base.column_norms() ** 2 - self.means * (2 * self.sums - self.length * self.means)
         return np.sqrt(np.maximum(squares, 0))
 
 
@@ -205,6 +258,9 @@ class Scaled(Operator):
 
     def rmatvec(self, u):
         return self.scale * self.base.rmatvec(u)
+
+    def products(self, index, u):
+        return self.scale[index] * self.base.products(index, u)
 
     def columns(self, index):
         return self.base.columns(index) * self.scale[index]
@@ -296,6 +352,9 @@ class RowWeighted(Operator):
     def rmatmat(self, u):
         return self.base.rmatmat(self.weights[:, None] * u)
 
+    def products(self, index, u):
+        return self.base.products(index, self.weights * u)
+
     def columns(self, index):
         return self.base.columns(index) * self.weights[:, None]
 
@@ -337,6 +396,69 @@ def centred(x: Any, y: np.ndarray, fit_intercept: bool) -> tuple[Operator, np.nd
         return Dense(np.subtract(base.x, means, order="F")), y - y_mean, Centring(means, y_mean)
     operator = Centred(base)
     return operator, y - y_mean, Centring(operator.means, y_mean)
+
+
+def design(
+    x: Any, y: np.ndarray, fit_intercept: bool, sample_weight: np.ndarray | None = None
+) -> tuple[Operator, np.ndarray, Centring]:
+    """As ``centred``, without the copy where the digits allow, and with weights of the rows.
+
+    Rows and targets come out times ``r = sqrt(n weight / sum(weight))``, less their weighted means times r, so that
+    ``|target - operator w|^2 / (2 n)`` is the weighted loss at the best intercept.
+    """
+    base = aslinear(x)
+    n = base.shape[0]
+    y = check_array("y", np.asarray(y, dtype=base.dtype), shape=(n,))
+    roots = _roots(sample_weight, n)
+    squared = np.ones(n) if roots is None else roots**2
+    if not fit_intercept:
+        centring = Centring(np.zeros(base.shape[1], base.dtype), y.dtype.type(0))
+        return (base, y, centring) if roots is None else (_by_rows(base, roots), (roots * y).astype(y.dtype), centring)
+    y_mean = y.dtype.type(squared @ y / n)
+    if roots is None and isinstance(base, Dense):
+        means = (base.sums / n).astype(base.dtype)
+    else:
+        means = (base.rmatvec(squared.astype(base.dtype)) / n).astype(base.dtype)
+    centring = Centring(means, y_mean)
+    target = y - y_mean
+    constant: Any = ()
+    if isinstance(base, Dense):
+        far = _far_from_centred(base, means)
+        varying = np.ptp(base.columns(far), axis=0) > 0
+        if varying.any():
+            base = Dense(Centred(base, means).columns(np.arange(base.shape[1])))
+            return (base if roots is None else _by_rows(base, roots)), _times(roots, target), centring
+        constant = far
+    if roots is None:
+        return Centred(base, means, constant=constant), target, centring
+    return Centred(_by_rows(base, roots), means, roots, constant), _times(roots, target), centring
+
+
+def _roots(sample_weight: Any, n: int) -> np.ndarray | None:
+    if sample_weight is None:
+        return None
+    weight = check_array("sample_weight", np.asarray(sample_weight, dtype=np.float64), shape=(n,))
+    if weight.min() < 0 or not weight.sum() > 0:
+        raise InputError(f"sample_weight: got {weight.min():g} to {weight.max():g}, want none below 0 and one above")
+    return np.sqrt(weight * (n / weight.sum()))
+
+
+def _times(roots: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+    return target if roots is None else (roots * target).astype(target.dtype)
+
+
+def _by_rows(base: Operator, roots: np.ndarray) -> Operator:
+    """Rows times ``roots``: a view, of a sparse matrix a copy, so that its Gram blocks stay sparse products."""
+    if isinstance(base, Sparse):
+        return Sparse(sparse.diags_array(roots.astype(base.dtype)) @ base.x)
+    return RowWeighted(base, roots)
+
+
+def _far_from_centred(base: Dense, means: np.ndarray) -> np.ndarray:
+    """The columns whose mean is so much larger than their spread that products with them lose too many digits."""
+    spread = base.squares / base.shape[0] - means.astype(np.float64) ** 2
+    limit = 1e-8 if base.dtype == np.float64 else 1e-3
+    return np.flatnonzero(spread < limit * base.squares / base.shape[0])
 
 
 def _norms_by_blocks(operator: Operator, width: int = 1024) -> np.ndarray:

@@ -122,7 +122,8 @@ def _polished(operator: Operator, y, w, residual):
     best = np.zeros_like(w)
     best[support] = solution
     fresh = y - _fitted(operator, best)
-    return (best, fresh) if fresh @ fresh <= residual @ residual else (w, residual)
+    slack = 1 + 64 * np.finfo(y.dtype).eps  # near the minimum rounding may make the better fit look the worse
+    return (best, fresh) if fresh @ fresh <= slack * (residual @ residual) else (w, residual)
 
 
 def _largest(w: np.ndarray, k: int) -> np.ndarray:
