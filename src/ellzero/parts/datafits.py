@@ -33,6 +33,8 @@ class Datafit:
 
     ``centring`` says that a free intercept can be had by centring y and the columns of X; otherwise a solver fits
     it beside w, starting from ``constant(y)``. ``labels`` says that y holds two labels, not numbers.
+    ``takes_intercept`` is false where a constant changes nothing, ``invariant`` is true where the same number added
+    to all outputs does not.
 
     A Hessian that is not diagonal is ``diag(d) - R R'``: such a datafit has ``curvature`` in place of
     ``hessian_diagonal``. One that is not smooth has ``smoothed(mu)``: another whose conjugate has the same domain
@@ -41,10 +43,16 @@ class Datafit:
 
     centring = False
     labels = False
+    takes_intercept = True
+    invariant = False
 
     def outputs(self, y: Any) -> int | None:
         """Predictions per sample: ``None`` for a vector of them, else the width of the ``[n, outputs]`` prediction."""
         return None if y.ndim == 1 else y.shape[1]
+
+    def constants(self, y: Any, weights: Any = None) -> Any:
+        """``constant`` for each column of ``y``: a number, or ``[outputs]``."""
+        return self.constant(y, weights) if y.ndim == 1 else np.array([self.constant(each, weights) for each in y.T])
 
     def mean(self, z: Any) -> Any:
         """What is expected of y at the prediction z (the inverse link)."""

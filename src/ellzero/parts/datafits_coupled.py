@@ -30,6 +30,8 @@ class Multinomial(Datafit):
     Friedman, Hastie and Tibshirani (2010), equation 18.
     """
 
+    invariant = True
+
     def check_targets(self, y: Any) -> Any:
         """Return ``y`` if every row is a distribution over classes."""
         y = check_array("y", floating("y", y), ndim=2)
@@ -99,6 +101,8 @@ class Multinomial(Datafit):
             raise InputError(f"y: got class {int(shares.argmin())} without samples, want each class at least once")
         logs = np.log(shares)
         return logs - logs.mean()
+
+    constants = constant
 
 
 def _row_max(z: Any) -> Any:

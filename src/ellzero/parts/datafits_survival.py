@@ -51,6 +51,8 @@ class Cox(Datafit):
     of times counts. A constant in z changes nothing, so there is no intercept.
     """
 
+    takes_intercept = False
+
     ties: str = "breslow"
 
     def __post_init__(self):
