@@ -47,11 +47,12 @@ so "speaker" and "heading" hold what it can guess at best."""
 
 @dataclass(frozen=True, eq=False)
 class ConceptRows:
-    """``X [n, d]`` float32 activations, ``y [n, L]`` 0 or 1, the document of each row, and the concepts' names."""
+    """``X [n, d]`` float32 activations, ``y [n, L]`` 0 or 1, each row's document and token, the concepts' names."""
 
     X: np.ndarray
     y: np.ndarray
     documents: np.ndarray
+    tokens: np.ndarray
     concepts: tuple[str, ...]
 
 
@@ -92,24 +93,26 @@ def concept_rows(
         raise InputError("texts: got no token, want some text")
     X = torch.cat([_activations(model, hook, where, windows[i : i + 32]) for i in range(0, len(windows), 32)])
     documents = np.concatenate([np.full(window.counts.sum(), window.document) for window in windows])
-    y = np.zeros((len(documents), len(concepts)), dtype=np.int8)
-    for document in np.unique(documents):
-        places = np.flatnonzero(documents == document)
-        inner = np.concatenate([w.tokens[w.counts] for w in windows if w.document == document])
-        for place, (text, a, b) in zip(places, _spans(tokenizer, inner)):
-            y[place] = [CONCEPTS[concept](text, a, b) for concept in concepts]
+    tokens = np.concatenate([window.tokens[window.counts] for window in windows])
     chosen = np.arange(len(documents))
     if rows is not None and check_integer("rows", rows, at_least=1) < len(chosen):
         chosen = np.sort(rng(seed, "concepts").permutation(len(chosen))[:rows])
-    return ConceptRows(X.numpy()[chosen], y[chosen], documents[chosen], tuple(concepts))
+    y = np.zeros((len(chosen), len(concepts)), dtype=np.int8)
+    for document in np.unique(documents[chosen]) if concepts else ():
+        places = np.flatnonzero(documents == document)
+        text, starts, ends = _spans(tokenizer, tokens[places])
+        for row in np.flatnonzero(documents[chosen] == document):
+            i = chosen[row] - places[0]
+            y[row] = [CONCEPTS[concept](text, starts[i], ends[i]) for concept in concepts]
+    return ConceptRows(X.numpy()[chosen], y, documents[chosen], tokens[chosen], tuple(concepts))
 
 
-def _spans(tokenizer: Any, tokens: np.ndarray):
+def _spans(tokenizer: Any, tokens: np.ndarray) -> tuple[str, list[int], list[int]]:
     """The text of a document, and where in it each token begins and ends."""
-    pieces = [tokenizer.decode([int(token)]) for token in tokens]
-    ends = np.cumsum([len(piece) for piece in pieces])
-    text = "".join(pieces)
-    return [(text, int(end) - len(piece), int(end)) for piece, end in zip(pieces, ends)]
+    pieces = {token: tokenizer.decode([token]) for token in set(tokens.tolist())}
+    parts = [pieces[token] for token in tokens.tolist()]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return "".join(parts), [end - len(part) for end, part in zip(ends, parts)], ends
 
 
 @torch.no_grad()

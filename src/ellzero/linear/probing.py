@@ -23,7 +23,7 @@ from ellzero.rng import rng
 __all__ = ["RANKINGS", "ProbeTable", "SparseProbe", "probe_table", "rank_neurons"]
 
 
-def _standardised(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def standardised(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean, spread = X.mean(0), X.std(0)
     spread = np.where(spread > 1e-12 * np.maximum(abs(mean), 1e-300), spread, 1)
     return (X - mean) / spread, mean, spread
@@ -46,7 +46,7 @@ class ProbeTable:
     supports: dict[int, np.ndarray]
 
 
-def _scores(truth: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, ...]:
+def concept_scores(truth: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, ...]:
     """F1, precision, recall and Matthews' correlation of bool ``[L, m]``; 0 where nothing is there to count."""
 
     def ratio(a, b):
@@ -122,7 +122,7 @@ def probe_table(
         lacking = [i for i, row in enumerate(labels[:, rows]) if abs(row.sum()) == len(row)]
         if lacking:
             raise InputError(f"y: concept {lacking[0]} has one class only in the {part} part, want both")
-    train, mean, spread = _standardised(X[seen])
+    train, mean, spread = standardised(X[seen])
     chosen = select_neurons(train, labels[:, seen], balanced_weights(labels[:, seen]), ks, ranking, alpha)
     held_out, truth = (X[unseen] - mean) / spread, labels[:, unseen] > 0
     columns = []
@@ -130,7 +130,7 @@ def probe_table(
         supports, fits = chosen[k]
         coef = np.zeros((len(labels), X.shape[1]))
         np.put_along_axis(coef, supports, fits.coef, 1)
-        columns.append(_scores(truth, coef @ held_out.T + fits.intercept[:, None] > 0))
+        columns.append(concept_scores(truth, coef @ held_out.T + fits.intercept[:, None] > 0))
     f1, precision, recall, mcc = (np.stack(column, axis=1) for column in zip(*columns))
     share = truth.mean(1)
     supports = {k: np.sort(chosen[k][0], axis=1) for k in ks}
@@ -180,7 +180,7 @@ class SparseProbe(ClassifierMixin, BaseEstimator):
             raise InputError(f"y: got 1 class ({self.classes_[0]!r}), want at least two; this classifier needs both")
         against = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
         labels = np.where(y == against[:, None], 1.0, -1.0)
-        Z, mean, spread = _standardised(X)
+        Z, mean, spread = standardised(X)
         supports, fits = select_neurons(Z, labels, balanced_weights(labels), (k,), self.ranking, self.alpha)[k]
         coef = np.zeros((len(labels), X.shape[1]))
         np.put_along_axis(coef, supports, fits.coef, 1)

@@ -11,6 +11,7 @@ __all__ = ["TASKS"]
 TASKS = {
     "regression": "ellzero.compare.tasks.regression:Regression",
     "selection": "ellzero.compare.tasks.selection:Selection",
+    "probing": "ellzero.compare.tasks.probing:Probing",
     "network": "ellzero.compare.tasks.network:Network",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
 }
