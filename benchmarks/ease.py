@@ -10,7 +10,8 @@ processor seconds, which other work on the machine disturbs less; set OMP_NUM_TH
 count too. Memory is the process's peak beyond what the interactions hold, in arrays of items x items, measured in a
 fresh process.
 
-The reach at 20,000 items is twice the time of potrf and potri, and 2.2 arrays.
+The reach at 20,000 items is twice the time of potrf and potri, and 2.2 arrays. Measured there in float32 (100,000
+users, 6.8 million interactions, one thread): 1.15 times the time (75.9 s against 65.7 s), and 1.08 arrays.
 """
 
 from __future__ import annotations
