@@ -56,8 +56,8 @@ def test_names_and_shapes_are_those_of_saelens(name, tmp_path):
 def foreign(folder, architecture, tensors, **config):
     save_file(tensors, folder / "sae_weights.safetensors")
     shape = tensors["W_enc"].shape
-    whole = {"architecture": architecture, "d_in": shape[0], "d_sae": shape[1], "dtype": "float32", "device": "cuda",
-             "normalize_activations": "none", "metadata": {"hook_name": "blocks.3.hook_resid_pre"}, **config}  # fmt: skip
+    whole = {"architecture": architecture, "d_in": shape[0], "d_sae": shape[1], "dtype": "float32",
+             "device": "cuda", "normalize_activations": "none", "metadata": {"hook_name": "x"}, **config}  # fmt: skip
     (folder / "cfg.json").write_text(json.dumps(whole))
 
 
@@ -105,7 +105,7 @@ def test_a_selection_over_the_batch_is_not_saved_before_it_is_calibrated(tmp_pat
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"architecture": "gated"}, "architecture: got 'gated', want one of standard"), ({"architecture": None}, "archit"),
+        ({"architecture": "gated"}, "architecture: got 'gated', want one of stand"), ({"architecture": None}, "arch"),
         ({"d_in": 0}, "d_in is 0"), ({"d_sae": "14"}, "d_sae is '14'"), ({"d_in": 7}, r"W_enc has shape \(6, 14\)"),
         ({"architecture": "topk"}, "k is None"), ({"architecture": "topk", "k": 15}, "k is 15"),
         ({"architecture": "jumprelu"}, "lacks the tensor threshold"), ({"ellzero": {"version": 2}}, "version 2"),

@@ -1,8 +1,9 @@
 """Sparse autoencoders: few active latents for each activation of a model.
 
 Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``,
-``metrics``, ``storage`` (SAELens' file names), ``pca`` (the dense baseline) and ``frontier`` (the methods compared).
-Does not live here: selections and gradient rules (``parts``), activations of models (``models``), the task.
+``metrics``, ``storage`` (SAELens' file names), ``pca`` (the dense baseline), ``frontier`` (the methods compared) and
+``sources`` (activations by the name of a file or model). Does not live here: selections and gradient rules
+(``parts``), hooks into models (``models``), the task.
 Importing this package loads no torch.
 """
 
@@ -19,5 +20,5 @@ __getattr__, __dir__, __all__ = lazy(
         "SparseCode": "model",
         "evaluate": "metrics",
     },
-    ("frontier", "metrics", "model", "objective", "pca", "presets", "storage", "trainer"),
+    ("frontier", "metrics", "model", "objective", "pca", "presets", "sources", "storage", "trainer"),
 )

@@ -24,6 +24,7 @@ from ellzero.errors import InputError, check, check_integer
 from ellzero.protocol import Data
 from ellzero.registry import register
 from ellzero.rng import rng
+from ellzero.training.threads import threads_for
 
 __all__ = ["BatchTopK", "FittedCode", "PrincipalComponents", "ReLUL1", "TopK", "methods"]
 
@@ -51,10 +52,10 @@ class FittedCode:
         return explained_variance(self.model, part)
 
     def time(self, part: Any, repeats: int = 15) -> float:
-        """Median seconds to encode and decode 512 rows, after a warm-up."""
+        """Median seconds to encode and decode 512 rows on one thread, after a warm-up."""
         rows = torch.as_tensor(np.resize(np.asarray(part[:BATCH], dtype=np.float32), (BATCH, part.shape[1])))
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_for(0):
             for _ in range(repeats + 3):
                 start = time.perf_counter()
                 self.model.decode(self.model.encode(rows))

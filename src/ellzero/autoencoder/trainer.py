@@ -22,6 +22,7 @@ from ellzero.autoencoder.objective import Step
 from ellzero.errors import InputError, check, check_array, check_integer
 from ellzero.parts.schedules import Linear
 from ellzero.training.loop import Batches, Trained, train
+from ellzero.training.threads import threads_for
 
 __all__ = ["SAETrainer", "geometric_median"]
 
@@ -125,11 +126,12 @@ class SAETrainer:
         optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, betas=(0.9, 0.999), eps=6.25e-10)
         hook = sae.W_dec.register_post_accumulate_grad_hook(self._tangent)
         try:
-            found = train(
-                sae, lambda model, rows: self.state.loss(rows.to(model.W_dec) * scale), batches, optimizer=optimizer,
-                steps=self.steps, schedule=learning_rate_factor, clip=self.clip, parts={"sae": self.state},
-                seed=self.seed, **options,
-            )  # fmt: skip
+            with threads_for(self.batch_size * sae.d_in * sae.d_sae):  # one product of the five in a step
+                found = train(
+                    sae, lambda model, rows: self.state.loss(rows.to(model.W_dec) * scale), batches,
+                    optimizer=optimizer, steps=self.steps, schedule=learning_rate_factor, clip=self.clip,
+                    parts={"sae": self.state}, seed=self.seed, **options,
+                )  # fmt: skip
         finally:
             hook.remove()
         if sae.infer is not None:

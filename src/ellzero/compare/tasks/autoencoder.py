@@ -1,32 +1,24 @@
 """The task ``autoencoder``: how much of a model's activations can be told with few active latents?
 
-Lives here: the activations (of the language model that ships, of a user's own, or from a file), the split by
-document, and ``apply``. Does not live here: the methods (``ellzero.autoencoder.frontier``), hooks into models
-(``ellzero.models``).
+Lives here: the question, the split by document, and ``apply``. Does not live here: the activations of a model or file
+(``ellzero.autoencoder.sources``), the methods (``ellzero.autoencoder.frontier``).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from ellzero.autoencoder import frontier, pca
+from ellzero.autoencoder import frontier, pca, sources
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.pca import PCA
-from ellzero.errors import InputError, check, check_array, check_choice, check_integer, suggestion
-from ellzero.io import arrays
-from ellzero.io.readers import read_matrix, read_texts
-from ellzero.models.activation_cache import fingerprint
-from ellzero.models.activations import ActivationStream
-from ellzero.models.huggingface import load_model
-from ellzero.models.reference import documents, reference_texts
+from ellzero.errors import InputError, check, check_choice, check_integer, suggestion
+from ellzero.io.readers import read_texts
 from ellzero.protocol import Data, Method, Output
 from ellzero.registry import register
 from ellzero.rng import rng
@@ -35,8 +27,7 @@ __all__ = ["Autoencoder"]
 
 _HOOK = "layers.2"
 _ROWS = 40_000
-_BLOCKS = 100
-_FEWEST_ROWS, _FEWEST_DOCUMENTS = 50, 10
+_STRONGEST = 16
 
 
 @register(
@@ -79,12 +70,12 @@ class Autoencoder:
     bound: ClassVar[float | None] = 1.0
     unit: ClassVar[str] = "L0"
     of: ClassVar[Literal["kept", "seen"]] = "kept"
-    batch: ClassVar[str] = f"{frontier.BATCH} rows"
+    batch: ClassVar[str] = f"{frontier.BATCH} rows, one thread"
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "width", "rows"):
             if getattr(self, name) is not None or name in ("steps", "batch_size"):
-                check_integer(name, getattr(self, name), at_least=_FEWEST_ROWS if name == "rows" else 1)
+                check_integer(name, getattr(self, name), at_least=sources.FEWEST_ROWS if name == "rows" else 1)
         for name in ("model", "hook", "texts"):
             if self.dataset is not None and getattr(self, name) is not None:
                 raise InputError(f"{name}: got {getattr(self, name)!r} beside data {self.dataset!r}, want one of them")
@@ -130,11 +121,13 @@ class Autoencoder:
 
     # -- data
 
-    def _source(self) -> _Source:
+    def _source(self) -> sources.Source:
         if self.dataset is not None:
-            return _file(self.dataset, self.rows, _stamp(self.dataset))
-        model, hook = self.model or "reference", self.hook or _HOOK
-        return _streamed(model, hook, self.texts, self.rows or _ROWS, (_stamp(model), _stamp(self.texts)))
+            return sources.from_file(self.dataset, self.rows)
+        return sources.from_model(*self._model(), self.texts, self.rows or _ROWS)
+
+    def _model(self) -> tuple[str, str]:
+        return self.model or "reference", self.hook or _HOOK
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows for training, validation and test: 60, 20 and 20 % of the documents."""
@@ -188,14 +181,21 @@ class Autoencoder:
     # -- a taken model
 
     def apply(self, directory: Path, source: str) -> Output:
-        """The active latents of each row of a file of activations, and how far the reconstruction is off."""
+        """The active latents of each row of a file of activations, or the strongest ones of each text.
+
+        Texts (.txt, .jsonl or a folder) go through the task's model, if it has one.
+        """
         directory = Path(directory)
         code = PCA.load(directory) if (directory / pca.FILE).is_file() else SparseAutoencoder.load(directory)
-        X = _matrix(source)
+        if self.dataset is None and (Path(source).is_dir() or sources.suffix(source) in (".txt", ".jsonl")):
+            found = read_texts(source)
+            X, origin = sources.stream(*self._model(), found).collect(return_documents=True)
+        else:
+            found, X = None, sources.read_rows(source)
         wanted = code.mean.shape[0] if isinstance(code, PCA) else code.d_in
         if X.shape[1] != wanted:
             raise InputError(f"{source}: has {X.shape[1]} columns, want {wanted}, as in the training data")
-        return _encoded(code, X)
+        return _encoded(code, X) if found is None else _strongest(code, X, origin, len(found))
 
 
 def _encoded(code: Any, X: np.ndarray) -> Output:
@@ -225,91 +225,23 @@ def _encoded(code: Any, X: np.ndarray) -> Output:
     return Output(columns, note)
 
 
-class _Source:
-    """Activations and the document of each row, read or computed when they are first asked for."""
-
-    def __init__(self, digest: str, read: Callable[[], tuple[np.ndarray, np.ndarray]], option: str):
-        self.digest, self._read, self._option = digest, read, option
-
-    @cached_property
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """``[rows, d]`` float32 and ``[rows]``."""
-        X, origin = self._read()
-        if len(X) < _FEWEST_ROWS:
-            raise InputError(f"{self._option}: gives {len(X)} rows, want at least {_FEWEST_ROWS}")
-        units = len(np.unique(origin))
-        if units < _FEWEST_DOCUMENTS:
-            raise InputError(f"{self._option}: gives {units} documents, want at least {_FEWEST_DOCUMENTS} to split")
-        if not np.ptp(X, axis=0).any():
-            raise InputError(f"{self._option}: all {len(X)} rows are equal, want rows that vary")
-        X.setflags(write=False)
-        return X, origin
-
-
-def _stamp(path: str | None) -> int | None:
-    return Path(path).stat().st_mtime_ns if path is not None and Path(path).exists() else None
-
-
-def _matrix(path: str) -> np.ndarray:
-    """The rows of a file as a float32 array of its own."""
-    X, _ = read_matrix(path)
-    X = X.toarray() if hasattr(X, "toarray") else X
-    with np.errstate(over="ignore"):
-        return check_array(str(path), np.array(X, dtype=np.float32))
-
-
-@lru_cache(maxsize=2)
-def _file(path: str, rows: int | None, stamp: int | None) -> _Source:
-    X = _matrix(path)
-    origin = np.arange(len(X)) * _BLOCKS // max(len(X), _BLOCKS)
-    if Path(path).suffix.lower() in (".npz", ".safetensors") and "documents" in arrays.names(path):
-        origin = arrays.read_vector(Path(path), "documents")
-        if len(origin) != len(X):
-            raise InputError(f"{path}: X has {len(X)} rows and documents has {len(origin)}, want equal")
-    digest = hashlib.sha256(X.tobytes() + np.ascontiguousarray(origin).tobytes()).hexdigest()[:16]
-    if rows is not None and rows < len(X):
-        chosen = np.sort(rng(0, "autoencoder", "rows").choice(len(X), rows, replace=False))
-        X, origin = X[chosen], origin[chosen]
-    source = _Source(digest, lambda: (X, origin), "data")
-    _ = source.rows
-    return source
-
-
-@lru_cache(maxsize=2)
-def _streamed(path: str, hook: str, texts: str | None, rows: int, stamp: Any) -> _Source:
-    model, tokenizer = load_model(path)
-    if tokenizer is None:
-        raise InputError(f"model: {path} has no tokenizer beside it, so it cannot read texts; give activations as data")
-    found = _enough(_texts(texts), rows)
-    stream = ActivationStream(
-        model, hook=hook, texts=found, tokenizer=tokenizer, batch_size=_PASS, buffer=_PASS, seed=0
-    )
-    content = hashlib.sha256("\x1f".join(found).encode())
-    digest = f"{fingerprint(model.state_dict())[:16]}-{stream.name}-{content.hexdigest()[:16]}"
-    return _Source(digest, lambda: stream.collect(min(rows, stream.rows), return_documents=True), "texts")
-
-
-_PASS = 4096
-"""Rows held while windows, which the stream has shuffled, are gone through: enough, since training shuffles rows."""
-
-
-def _texts(path: str | None) -> list[str]:
-    if path is None:
-        return reference_texts()
-    found = read_texts(path)
-    joined = not Path(path).is_dir() and ".txt" in [suffix.lower() for suffix in Path(path).suffixes]
-    found = documents("\n\n".join(found)) if joined else found
-    if len(found) < _FEWEST_DOCUMENTS:
-        raise InputError(
-            f"texts: {path} gives {len(found)} documents, want at least {_FEWEST_DOCUMENTS}, so that no document is "
-            "in two parts"
-        )
-    return found
-
-
-def _enough(texts: list[str], rows: int) -> list[str]:
-    """Documents drawn at random until they must hold that many tokens; a token has fewer than 8 characters."""
-    order = rng(0, "autoencoder", "documents").permutation(len(texts))
-    ends = np.cumsum([len(texts[i]) for i in order])
-    count = max(int(np.searchsorted(ends, 8 * rows)) + 1, _FEWEST_DOCUMENTS)
-    return [texts[i] for i in order[:count]]
+def _strongest(code: Any, X: np.ndarray, origin: np.ndarray, texts: int) -> Output:
+    """For each text its tokens, the mean number of active latents, and the latents that peak highest in it."""
+    peaks, active = None, torch.zeros(texts)
+    with torch.inference_mode():
+        for rows, place in zip(torch.from_numpy(X).split(2048), torch.from_numpy(origin).split(2048)):
+            z = code.encode(rows).abs()
+            peaks = z.new_zeros(texts, z.shape[1]) if peaks is None else peaks
+            peaks.scatter_reduce_(0, place[:, None].expand_as(z), z, "amax")
+            active.index_add_(0, place, (z > 0).sum(1).float())
+    tokens = np.bincount(origin, minlength=texts)
+    best = peaks.sort(dim=1, descending=True, stable=True)
+    values, latents = best.values[:, :_STRONGEST].numpy(), best.indices[:, :_STRONGEST].numpy()
+    columns = {
+        "tokens": tokens,
+        "active": active.numpy() / np.maximum(tokens, 1),
+        "latents": np.where(values > 0, latents, -1),
+        "peaks": values,
+    }
+    note = f"of each text: tokens, active latents per token, and the {values.shape[1]} latents that peak highest in it"
+    return Output(columns, f"{note}; {active.sum() / len(X):.4g} active per token in all")
