@@ -33,6 +33,6 @@ __getattr__, __dir__, __all__ = lazy(
         "orthogonal_mp": "pursuit",
     },
     ("artefact", "bayes", "best_subset", "concepts", "estimators", "frontier", "information", "judge", "neurons",
-     "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery", "representer", "restricted",
-     "screening", "selection", "sequential_attention"),
+     "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery", "recovery_methods", "representer",
+     "restricted", "screening", "selection", "sequential_attention"),
 )  # fmt: skip

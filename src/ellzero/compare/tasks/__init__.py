@@ -10,6 +10,7 @@ __all__ = ["TASKS"]
 
 TASKS = {
     "regression": "ellzero.compare.tasks.regression:Regression",
+    "recovery": "ellzero.compare.tasks.recovery:Recovery",
     "selection": "ellzero.compare.tasks.selection:Selection",
     "probing": "ellzero.compare.tasks.probing:Probing",
     "network": "ellzero.compare.tasks.network:Network",
