@@ -64,7 +64,7 @@ class SolutionSpace:
     kind="solver",
     source="arXiv:1204.3700",
     wing="linear",
-    claim="ends after finitely many steps, often fewer than 10, and recovers what OMP does not",
+    claim="ends after finitely many steps, often fewer than 10; finds more than plain OMP or basis pursuit",
     example=lambda: null_space_tuning(np.eye(2, 4), np.array([0.0, 2.0]), 1),
 )
 def null_space_tuning(
@@ -115,6 +115,10 @@ def null_space_tuning(
     growing form recovers all and returns k, restarts recover all, the plain form 100, 84, 84, 60 % in a median of 6, 7,
     9, 10 steps, and OMP 100, 100, 92, 48 %. Fewer steps are not less time here: one right side takes 1.0 to 1.4 times
     as long as OMP, 0.8 to 0.9 times once A is factored.
+
+    Measured at equal tuning (four settings each; n = 68, p = 400, k = 20, 50 signals): the growing form finds 72 %,
+    basis pursuit 4 %, IHT 6 %; but OMP that takes up to 2 k steps and cuts back finds 70 %, HTP with a tuned step 64 %.
+    So what the growing form has over those is that it need not be told k.
     """
     rows, sides, dtype, one = linear_system(A, b)
     most = max(1, min(len(rows), sides.shape[1] - 1))
