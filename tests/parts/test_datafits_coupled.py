@@ -125,6 +125,17 @@ def test_gradient_and_curvature_are_derivatives(name, seed, weighted):
     np.testing.assert_allclose(fit.gradient(torch.tensor(y), torch.tensor(z), v).numpy(), gradient, atol=1e-12)
 
 
+def test_the_square_root_of_several_targets_is_one_norm():
+    rng = np.random.default_rng(2)
+    y, z, h = rng.normal(size=(N, K)), rng.normal(size=(N, K)), 1e-6
+    fit = SmoothedSquareRoot(0.1)
+    d, rest = fit.curvature(y, z)
+    r = rest(np.repeat(np.eye(N), K, axis=1), np.tile(np.arange(K), N))
+    steps = [h * (np.arange(N * K) == i).reshape(N, K) for i in range(N * K)]
+    hessian = [((fit.gradient(y, z + e) - fit.gradient(y, z - e)) / (2 * h)).ravel() for e in steps]
+    np.testing.assert_allclose(np.diag(d.ravel()) - r.T @ r, hessian, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["Multinomial", "SmoothedAbsolute", "SmoothedSquareRoot", "SmoothedSquareRootInside"])
 @settings(max_examples=25)
 @given(seed=seeds, weighted=st.booleans(), factor=st.floats(0, 1))

@@ -93,7 +93,12 @@ class SmoothedSquareRoot(SquareRoot):
         length = float(_length(s**0.5 * residual))
         scale = max(length, self.mu)
         along = s * residual / scale**1.5 if length > self.mu else 0 * residual
-        return s / scale, lambda columns, outputs: np.asarray(columns.T @ along)[None, :]
+
+        def rest(columns: Any, outputs: np.ndarray) -> np.ndarray:
+            product = np.asarray(columns.T @ along)
+            return (product if along.ndim == 1 else product[np.arange(len(outputs)), outputs])[None, :]
+
+        return s / scale, rest
 
     def lipschitz(self, y: Any, weights: Any = None) -> float:
         """A bound of the second derivative: times ``|X|_2^2`` it bounds the curvature of f(X w)."""
