@@ -163,7 +163,7 @@ def test_bad_input():
         need("omp", object(), "rmatvec")
     with pytest.raises(InputError, match="sample_weight: got -1 to 1"):
         design(np.eye(3), np.ones(3), True, np.array([1, -1, 1]))
-    with pytest.raises(InputError, match="sample_weight: got 0 to 0"):
+    with pytest.raises(InputError, match="sample_weight: got only zeros"):
         design(np.eye(3), np.ones(3), True, np.zeros(3))
     with pytest.raises(InputError, match="sample_weight: got shape"):
         design(np.eye(3), np.ones(3), True, np.ones(2))

@@ -1,8 +1,9 @@
 """Sparse linear regression: estimators in scikit-learn's form, and the methods that the comparison runs.
 
-Lives here: ``Lasso``, ``ElasticNet``, ``MCPRegression``, ``IterativeHardThresholding`` (``estimators``), greedy
-pursuit of any loss (``pursuit``), recovery from few measurements (``recovery``, ``phase_retrieval``), and ridge, Lasso,
-OMP and IHT as methods with a frontier (``frontier``).
+Lives here: ``Lasso``, ``ElasticNet``, ``MCPRegression``, ``SCADRegression`` (``lasso``), their choice of alpha
+(``lasso_cv``), ``IterativeHardThresholding`` (``estimators``), greedy pursuit of any loss (``pursuit``), recovery from
+few measurements (``recovery``, ``phase_retrieval``), and ridge, Lasso, OMP and IHT as methods with a frontier
+(``frontier``).
 Does not live here: the algorithms (``solvers``), penalties (``parts``), data and the question asked of it
 (``compare.tasks.regression``).
 """
@@ -14,17 +15,20 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "ElasticNet": "estimators",
+        "ElasticNet": "lasso",
+        "ElasticNetCV": "lasso_cv",
         "HardThresholdingPursuit": "recovery",
         "IterativeHardThresholding": "estimators",
         "L1Representer": "representer",
-        "Lasso": "estimators",
-        "MCPRegression": "estimators",
+        "Lasso": "lasso",
+        "LassoCV": "lasso_cv",
+        "MCPRegression": "lasso",
         "MutualInformationScreening": "screening",
         "NuclearRepresenter": "representer",
         "NullSpaceTuning": "recovery",
         "OrthogonalMatchingPursuit": "pursuit",
         "PreconditionedLasso": "preconditioned",
+        "SCADRegression": "lasso",
         "SequentialAttention": "sequential_attention",
         "SparseBayesianRegression": "bayes",
         "SparsePhaseRetrieval": "phase_retrieval",
@@ -32,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy(
         "difficulty": "preconditioned",
         "orthogonal_mp": "pursuit",
     },
-    ("artefact", "bayes", "best_subset", "concepts", "estimators", "frontier", "information", "judge", "neurons",
-     "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery", "recovery_methods", "representer",
-     "restricted", "screening", "selection", "sequential_attention"),
+    ("artefact", "bayes", "best_subset", "concepts", "estimators", "frontier", "information", "judge", "lasso",
+     "lasso_cv", "neurons", "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery",
+     "recovery_methods", "representer", "restricted", "screening", "selection", "sequential_attention"),
 )  # fmt: skip

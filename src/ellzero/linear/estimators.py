@@ -1,41 +1,43 @@
-"""Sparse linear regression with ``fit`` and ``predict``, for scikit-learn's pipelines and searches.
+"""What linear estimators share, in scikit-learn's form, and iterative hard thresholding.
 
-Lives here: the estimators, thin: a penalty or a count, a solver, and the learned attributes.
-Does not live here: the algorithms (``solvers``), penalties (``parts.penalties``), matching pursuit (``pursuit``),
-recovery (``recovery``), methods for ``compare`` (``frontier``). The objective is scikit-learn's,
-``|y - X w - b|^2 / (2 n) + alpha * penalty``; the intercept is free.
+Lives here: ``Linear``, which checks input, names the column that is at fault and predicts, and
+``IterativeHardThresholding``. Does not live here: the Lasso family (``lasso``, ``lasso_cv``), matching pursuit
+(``pursuit``), recovery (``recovery``), the algorithms (``solvers``), methods for ``compare`` (``frontier``).
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ellzero.errors import check_integer
-from ellzero.parts import penalties
+from ellzero.io import frames
 from ellzero.registry import register
-from ellzero.solvers import coordinate_descent, thresholding
+from ellzero.solvers import thresholding
 from ellzero.solvers.operators import Scaled, centred
 
-__all__ = ["ElasticNet", "IterativeHardThresholding", "Lasso", "MCPRegression"]
+__all__ = ["IterativeHardThresholding", "Linear"]
 
 
-class _Linear(RegressorMixin, BaseEstimator):
+class Linear(RegressorMixin, BaseEstimator):
     """What all share: validation of input, prediction, and the tag for sparse input."""
 
     def _validated(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-        X, y = validate_data(self, X, y, accept_sparse=("csc", "csr"), dtype=(np.float64, np.float32), y_numeric=True)
+        with _naming_columns(X):
+            X, y = validate_data(
+                self, X, y, accept_sparse=("csc", "csr"), dtype=(np.float64, np.float32), y_numeric=True
+            )
         return X, np.asarray(y, dtype=X.dtype)
 
     def predict(self, X: Any) -> np.ndarray:
         """``X w + b`` for ``[n, p]``: ``[n]``."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse=("csc", "csr"), dtype=(np.float64, np.float32), reset=False)
+        with _naming_columns(X):
+            X = validate_data(self, X, accept_sparse=("csc", "csr"), dtype=(np.float64, np.float32), reset=False)
         return X @ self.coef_ + self.intercept_
 
     def __sklearn_tags__(self):
@@ -44,119 +46,43 @@ class _Linear(RegressorMixin, BaseEstimator):
         return tags
 
 
-class _Penalised(_Linear):
-    """Coordinate descent with the penalty that a subclass names."""
+class _naming_columns:
+    """Turns a refusal of text or of missing values into one that names the column and the remedy."""
 
-    def fit(self, X: Any, y: Any) -> _Penalised:
-        """Fit to ``[n, p]`` (dense or sparse, never densified) and ``[n]``."""
-        penalty = self._penalty()
-        X, y = self._validated(X, y)
-        options = {"fit_intercept": self.fit_intercept, "tol": self.tol, "max_iter": self.max_iter}
-        fitted = coordinate_descent.solve(X, y, penalty, **options)
-        self.coef_, self.intercept_ = fitted.coef, fitted.intercept
-        self.dual_gap_, self.n_iter_, self.converged_ = fitted.gap, max(fitted.n_iter, 1), fitted.converged
-        if not fitted.converged:
-            warnings.warn(
-                f"{type(self).__name__}: certificate {fitted.gap:.2g} above tol {self.tol:g} after {fitted.n_iter} "
-                "working sets; raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+    def __init__(self, X: Any):
+        self.X = X
+
+    def __enter__(self):
         return self
 
-    def path(self, X: Any, y: Any, alphas: Any = None, n_alphas: int = 100, eps: float | None = None):
-        """Fits along falling alphas (this estimator's own ``alpha`` is not used).
-
-        Returns
-        -------
-        ellzero.solvers.coordinate_descent.Path : alphas, coefs ``[p, n_alphas]``, intercepts, gaps, ...
-        """
-        penalty = self._penalty()
-        X, y = self._validated(X, y)
-        return coordinate_descent.path(
-            X, y, penalty, alphas=alphas, n_alphas=n_alphas, eps=eps,
-            fit_intercept=self.fit_intercept, tol=self.tol, max_iter=self.max_iter,
-        )  # fmt: skip
+    def __exit__(self, kind, error, trace):
+        if not isinstance(error, ValueError | TypeError) or sparse.issparse(self.X) or np.ndim(self.X) != 2:
+            return
+        names = getattr(self.X, "columns", range(np.shape(self.X)[1]))
+        for place, name in enumerate(names):
+            column = self.X.iloc[:, place].to_numpy() if hasattr(self.X, "iloc") else np.asarray(self.X)[:, place]
+            refusal = _refusal(str(name), column)
+            if refusal is not None:
+                raise refusal from error
 
 
-@register(kind="estimator", wing="linear", source="Tibshirani (1996)")
-class Lasso(_Penalised):
-    """Minimise ``|y - X w - b|^2 / (2 n) + alpha sum_j weight_j |w_j|``. Tibshirani (1996).
-
-    Parameters
-    ----------
-    alpha : strength of the penalty, at least 0.
-    fit_intercept : whether b is fitted (never penalised).
-    tol : duality gap relative to the objective at w = 0 that ends the fit.
-    max_iter : working sets at most.
-    positive : demand w >= 0.
-    weights : ``[p]`` factors of the penalty; 0 leaves a column unpenalised, infinity excludes it.
-
-    Attributes
-    ----------
-    coef_ : ``[p]``. intercept_ : number. dual_gap_ : the certified relative gap. n_iter_, converged_.
-    """
-
-    def __init__(self, alpha=1.0, *, fit_intercept=True, tol=1e-6, max_iter=100, positive=False, weights=None):
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.positive = positive
-        self.weights = weights
-
-    def _penalty(self):
-        return penalties.L1(self.alpha, weights=self.weights, positive=self.positive)
-
-
-@register(kind="estimator", wing="linear", source="Zou and Hastie (2005)")
-class ElasticNet(_Penalised):
-    """``|y - X w - b|^2 / (2 n) + alpha sum_j weight_j (r |w_j| + (1 - r) w_j^2 / 2)``, r = ``l1_ratio``.
-
-    Zou and Hastie (2005). The other parameters and attributes are those of ``Lasso``; with ``l1_ratio`` 0 there is
-    no gap, and ``dual_gap_`` is the relative distance to stationarity.
-    """
-
-    def __init__(
-        self, alpha=1.0, l1_ratio=0.5, *, fit_intercept=True, tol=1e-6, max_iter=100, positive=False, weights=None
-    ):
-        self.alpha = alpha
-        self.l1_ratio = l1_ratio
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.positive = positive
-        self.weights = weights
-
-    def _penalty(self):
-        return penalties.ElasticNet(self.alpha, self.l1_ratio, weights=self.weights, positive=self.positive)
-
-
-@register(kind="estimator", wing="linear", source="Zhang (2010)")
-class MCPRegression(_Penalised):
-    """Least squares with the minimax concave penalty: sparse, and large coefficients are not shrunk. Zhang (2010).
-
-    ``dual_gap_`` is the distance to stationarity relative to the gradient at w = 0: the problem is not convex, so a
-    stationary point is what is certified. Scale the columns alike. The other parameters are those of ``Lasso``.
-    """
-
-    def __init__(
-        self, alpha=1.0, gamma=3.0, *, fit_intercept=True, tol=1e-6, max_iter=100, positive=False, weights=None
-    ):
-        self.alpha = alpha
-        self.gamma = gamma
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.positive = positive
-        self.weights = weights
-
-    def _penalty(self):
-        return penalties.MCP(self.alpha, self.gamma, weights=self.weights, positive=self.positive)
+def _refusal(name: str, column: np.ndarray) -> Exception | None:
+    if column.dtype.kind not in "fiub":
+        for value in column:
+            if isinstance(value, str):
+                return frames.text("X", name, value)
+        try:
+            column = column.astype(np.float64)
+        except (TypeError, ValueError):
+            return None
+    gone = np.isnan(column) if column.dtype.kind == "f" else np.zeros(len(column), dtype=bool)
+    if gone.any():
+        return frames.missing("X", name, int(gone.sum()), f"NaN, the first in row {int(gone.argmax())}")
+    return None
 
 
 @register(kind="estimator", wing="linear", source="Blumensath and Davies (2010)")
-class IterativeHardThresholding(_Linear):
+class IterativeHardThresholding(Linear):
     """Least squares with at most k nonzeros, by normalised gradient steps cut to the k largest.
 
     Blumensath and Davies (2010). Columns are brought to equal norm inside; ``coef_`` is for the columns as given.
@@ -177,7 +103,8 @@ class IterativeHardThresholding(_Linear):
     def fit(self, X: Any, y: Any) -> IterativeHardThresholding:
         """Fit to ``[n, p]`` (dense or sparse) and ``[n]``."""
         X, y = self._validated(X, y)
-        k = _count(self.k, X.shape[1])
+        p = X.shape[1]
+        k = max(1, p // 10) if self.k is None else check_integer("k", self.k, at_least=1, at_most=p)
         operator, target, centring = centred(X, y, self.fit_intercept)
         scale = 1 / np.where((norms := operator.column_norms()) > 0, norms, 1)
         found = thresholding.iht(Scaled(operator, scale), target, k, tol=self.tol, max_iter=self.max_iter)
@@ -185,7 +112,3 @@ class IterativeHardThresholding(_Linear):
         self.intercept_ = float(centring.intercept(self.coef_))
         self.n_iter_, self.converged_ = found.n_iter, found.converged
         return self
-
-
-def _count(k: Any, columns: int) -> int:
-    return max(1, columns // 10) if k is None else check_integer("k", k, at_least=1, at_most=columns)

@@ -44,8 +44,8 @@ def duality_gap(problem: Any, penalty: Any) -> float:
     n = problem.operator.shape[0]
     used = np.flatnonzero(problem.coef)
     coef = problem.coef[used].astype(np.float64)
-    weights = np.ones(1) if problem.weights is None else problem.weights
-    scale = np.broadcast_to(weights, problem.coef.shape)[used]
+    weights = problem.weights
+    scale = np.ones(len(used)) if weights is None else weights[used]
     squares = n * b * float(scale @ coef**2)
     product, norm = problem.products_with_residual()
     primal = (norm + squares) / (2 * n) + a * float(scale @ abs(coef))
@@ -59,7 +59,7 @@ def duality_gap(problem: Any, penalty: Any) -> float:
     if b:
         pull[used] -= b * scale * coef
     pull = pulls = np.maximum(pull, 0) if penalty.positive else abs(pull)
-    if problem.weights is not None:
+    if weights is not None:
         bound = np.isfinite(weights) & (weights > 0)
         pull = pull[bound] / weights[bound]
     largest = float(pull.max()) if len(pull) else 0.0

@@ -8,7 +8,6 @@ estimators. The intercept is free: it is solved out by centring, which never den
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from ellzero.solvers.certificates import crossover, l1_l2
 from ellzero.solvers.operators import need
 from ellzero.solvers.working_set import Problem
 
-__all__ = ["Path", "Solution", "alpha_max", "iterate", "path", "solve"]
+__all__ = ["Path", "Solution", "alpha_max", "grid", "iterate", "path", "solve"]
 
 _SEEN_LIMIT = 6000  # columns whose Gram matrix is kept: 288 MB in float64
 _MAX_SWEEPS, _FEW_SWEEPS = 2000, 4
@@ -131,18 +130,22 @@ def iterate(
     need("path", penalty, "alpha_max", "alpha")
     problem = Problem(x, y, penalty, fit_intercept, sample_weight)
     if alphas is None:
-        n_alphas = check_integer("n_alphas", n_alphas, at_least=1)
-        n, p = problem.operator.shape
-        eps = (1e-2 if n < p else 1e-4) if eps is None else check("eps", eps, above=0, below=1)
-        largest = _alpha_max(problem, penalty)
-        if not np.isfinite(largest):
-            raise InputError("penalty: no alpha makes all coefficients zero (l1_ratio = 0?); want alphas given")
-        alphas = max(largest, np.finfo(float).tiny) * np.geomspace(1, eps, n_alphas)
+        alphas = grid(_alpha_max(problem, penalty), problem.operator.shape, n_alphas, eps)
     else:
         alphas = np.sort(check_array("alphas", np.asarray(alphas, dtype=np.float64), ndim=1))[::-1]
+        check("alphas", alphas[-1], at_least=0)
     problem.cover(len(alphas))
     for i, alpha in enumerate(alphas):
-        yield float(alpha), _descend(problem, replace(penalty, alpha=float(alpha)), tol, max_iter, nearby=i > 0)
+        yield float(alpha), _descend(problem, _with(penalty, alpha=float(alpha)), tol, max_iter, nearby=i > 0)
+
+
+def grid(largest: float, shape: tuple[int, int], n_alphas: int = 100, eps: float | None = None) -> np.ndarray:
+    """``n_alphas`` from ``largest`` down to ``eps`` times it, geometric; see ``iterate``."""
+    n_alphas = check_integer("n_alphas", n_alphas, at_least=1)
+    eps = (1e-2 if shape[0] < shape[1] else 1e-4) if eps is None else check("eps", eps, above=0, below=1)
+    if not np.isfinite(largest):
+        raise InputError("penalty: no alpha makes all coefficients zero (l1_ratio = 0?); want alphas given")
+    return max(largest, np.finfo(float).tiny) * np.geomspace(1, eps, n_alphas)
 
 
 def alpha_max(
@@ -188,23 +191,29 @@ def _enlarge(problem: Problem, penalty: Any) -> tuple[bool, bool]:
     Returns whether it grew, and whether some had to wait.
     """
     gram = problem.gram
+    if gram.complete and l1_l2(penalty) is not None:  # descent on all columns needs no distances
+        problem.distance = np.inf
+        return False, False
     far = penalty.subdifferential_distance(problem.coef, problem.gradient)
-    problem.distance = float(np.max(far))
-    used = np.flatnonzero(problem.coef)
-    forced = np.union1d(used, problem.free)
+    problem.distance = float(far.max())
+    forced = problem.coef != 0
+    room = max(_FEW, np.count_nonzero(forced))
+    forced[problem.free] = True
     far[gram.known] = 0
-    room = max(_FEW, len(used))
     chosen = np.flatnonzero(far > 0)
     limited = len(chosen) > room
     if limited:
-        chosen = np.sort(chosen[np.argpartition(far[chosen], -room)[-room:]])
-    new = np.union1d(chosen, forced[~gram.known[forced]])
-    if len(gram.seen) + len(new) > max(_SEEN_LIMIT, len(used)):
-        gram.keep(np.union1d(forced, new))
+        chosen = chosen[np.argpartition(far[chosen], -room)[-room:]]
+    joining = forced & ~gram.known
+    joining[chosen] = True
+    new = np.flatnonzero(joining)
+    if len(gram.seen) + len(new) > max(_SEEN_LIMIT, room):
+        gram.keep(np.flatnonzero(forced | joining))
         problem.active.forget()
     elif len(new):
         gram.add(new)
-    problem.update(new[problem.travel[new] > 0])
+    if not problem.fresh:
+        problem.update(new[problem.travel[new] > 0])
     return len(new) > 0, limited
 
 
@@ -216,15 +225,16 @@ def _inner(problem: Problem, penalty: Any, tol: float, stalled: int, limited: bo
     seen, strengths = problem.gram.seen, l1_l2(penalty)
     w = problem.coef[seen]
     weights = None if problem.weights is None else problem.weights[seen]
-    plain = replace(penalty, weights=None) if weights is not None else penalty
+    plain = _with(penalty, weights=None) if weights is not None else penalty
     far, sweeps = 0.1 ** (1 + stalled) * problem.distance, _MAX_SWEEPS
-    if strengths is not None and not limited and (size := float(abs(w).sum())) > 0:
-        far = min(far, 0.1**stalled * tol * problem.at_zero / size)
+    if strengths is not None and not limited:  # the gap is about |w| times the largest violation
+        size = float(abs(w).sum())
+        far = min(far, 0.1**stalled * tol * (problem.at_zero / size if size > 0 else problem.scale))
     by_columns = problem.by_columns()
     if strengths is not None and (limited or problem.exact):
         sweeps = _FEW_SWEEPS
     elif strengths is not None:
-        sweep = problem.column_sweep() if by_columns else max(np.count_nonzero(w), 1) * len(w)
+        sweep = problem.column_sweep() if by_columns else max(np.count_nonzero(w) * len(w), 1)
         sweeps = int(np.clip(problem.active.work(w) / sweep, 10, _MAX_SWEEPS))
     if by_columns:
         done = problem.descend_columns(w, plain, weights, far, sweeps)
@@ -241,6 +251,13 @@ def _inner(problem: Problem, penalty: Any, tol: float, stalled: int, limited: bo
         crossover(problem.gram.matrix, w, gradient, strengths, weights, bool(penalty.positive), problem.active)
         problem.coef[seen] = w
     problem.exact = slow and not strengths[1]
+
+
+def _with(penalty: Any, **changes: Any) -> Any:
+    """The penalty with some fields changed and not checked again: a path has many alphas."""
+    other = object.__new__(type(penalty))
+    other.__dict__.update(vars(penalty), **changes)
+    return other
 
 
 def _settings(tol: float, max_iter: int) -> tuple[float, int]:

@@ -439,7 +439,8 @@ def _roots(sample_weight: Any, n: int) -> np.ndarray | None:
         return None
     weight = check_array("sample_weight", np.asarray(sample_weight, dtype=np.float64), shape=(n,))
     if weight.min() < 0 or not weight.sum() > 0:
-        raise InputError(f"sample_weight: got {weight.min():g} to {weight.max():g}, want none below 0 and one above")
+        got = "only zeros" if not weight.any() else f"{weight.min():g} to {weight.max():g}"
+        raise InputError(f"sample_weight: got {got}, want none below zero and at least one above")
     return np.sqrt(weight * (n / weight.sum()))
 
 

@@ -39,6 +39,11 @@ class Gram:
         self.seen = np.concatenate([self.seen, new])
         self.known[new] = True
 
+    @property
+    def complete(self) -> bool:
+        """Whether every column has been seen."""
+        return len(self.seen) == len(self.known)
+
     def keep(self, columns: np.ndarray) -> None:
         """Forget all columns but these."""
         self.__init__(self.operator)
