@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ellzero.errors import check, check_array, check_integer
+from ellzero.registry import register
 from ellzero.rng import rng
 
 __all__ = ["Difficulty", "Preconditioner", "difficulty", "precondition"]
@@ -146,6 +147,14 @@ class Difficulty:
         return {float(q): (float(np.quantile(self.before, q)), float(np.quantile(self.after, q))) for q in at}
 
 
+@register(
+    id="S029",
+    kind="metric",
+    wing="linear",
+    source="arXiv:2511.06211",
+    claim="random supports are easy on any design once the directions that many columns share are taken out",
+    example=lambda: difficulty(np.eye(4), 2, 5),
+)
 def difficulty(
     X: Any, k: int, n_draws: int = 200, *, preconditioner: Preconditioner | None = None, seed: int = 0, **options: Any
 ) -> Difficulty:
