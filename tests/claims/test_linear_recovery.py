@@ -239,3 +239,23 @@ def test_null_space_tuning_needs_fewer_measurements_than_basis_pursuit():
         assert found["adaptive"][0] >= found[name][0] + 0.4
     for name in ("omp", "htp"):
         assert found["adaptive"][0] >= found[name][0] - 0.1
+
+
+@pytest.mark.claim("S037")
+@pytest.mark.parametrize("trials", [10, pytest.param(60, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_weights_of_a_rough_guess_find_more(trials):
+    """30 measurements, k = 10 of 200, 1 % noise: 8 of the 10 and 20 others are guessed, and weigh 0.2."""
+    alphas = (0.01, 0.02, 0.03)
+    found = {"guess": dict.fromkeys(alphas, 0), "equal": dict.fromkeys(alphas, 0)}
+    for seed in range(trials):
+        A, x, b = gaussian(seed, 10, n=30, p=200)
+        generator, support, weights = rng(seed, "claim", "guess"), np.flatnonzero(x), np.ones(200)
+        b = b + 0.01 * np.linalg.norm(b) / 30**0.5 * generator.standard_normal(30)
+        weights[generator.choice(200, 20, replace=False)] = 0.2
+        weights[support[2:]], weights[support[:2]] = 0.2, 1
+        for alpha in alphas:
+            for name, own in (("guess", weights), ("equal", None)):
+                coef = loss_pursuit(A, b, 20, loss="square_root", alpha=alpha, weights=own).coef
+                found[name][alpha] += int(relative_error(coef, x) < 0.05)
+    print(f"of {trials} found, by alpha: {found}")
+    assert max(found["guess"].values()) >= 1.3 * max(found["equal"].values())

@@ -122,7 +122,7 @@ def test_a_taken_recovery_answers_alike_in_a_fresh_process(run, tmp_path, method
         f"out = apply({str(tmp_path / 'model')!r}, {str(tmp_path / 'b.npy')!r})\n"
         f"np.save({str(tmp_path / 'values.npy')!r}, out.columns['value'])"
     )
-    subprocess.run([sys.executable, "-c", code], capture_output=True)
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "values.npy"), output.columns["value"])
     np.save(tmp_path / "wrong.npy", part.b.T[:, :9])
     with pytest.raises(InputError, match="has 9 columns, want 60"):

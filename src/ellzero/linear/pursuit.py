@@ -43,7 +43,7 @@ def orthogonal_mp(
     -----
     Supports are those of scikit-learn's function of the same name. Measured with one thread, 1000 x 10000 in double, 64
     targets, k = 50: 0.8 s, of which 0.6 s are the products in single precision that screen the columns; scikit-learn
-    takes 12 to 14 times as long, SPAMS 3 to 5 times.
+    takes 11 to 14 times as long, SPAMS 3 to 5 times.
     """
     operator = aslinear(X)
     k = max(1, operator.shape[1] // 10) if n_nonzero_coefs is None else n_nonzero_coefs

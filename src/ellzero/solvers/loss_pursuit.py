@@ -88,6 +88,7 @@ def loss_pursuit(
     Measured (n = 100, p = 200, k = 10, Gaussian): over noise of 0.1, 1 and 10 % the best alpha of the squared loss with
     l1 goes from 6e-6 to 6e-4, that of the square root stays at 0.018, with equal errors. With l0 it moves with either:
     by four decades and by two. With 5 % of the targets wild the error is 1e-15 with the absolute loss, 16 with OMP.
+    With 30 rows, weights of 0.2 on 8 of the 10 true columns and 20 others find 46 of 60, equal weights 20.
     """
     operator = aslinear(x)
     need("loss_pursuit", operator, "shape", "dtype", "rmatmat", "columns", "column_norms")
