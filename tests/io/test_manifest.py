@@ -130,8 +130,10 @@ def test_a_reader_beside_a_writer_never_sees_a_mixture(tmp_path):
 
     writer = threading.Thread(target=write)
     writer.start()
+    numbers, end = [], time.monotonic() + 60
     try:
-        numbers = [manifest.load(tmp_path, "thing").number for _ in range(100)]
+        while len(numbers) < 100 or (numbers[-1] == numbers[0] and time.monotonic() < end):
+            numbers.append(manifest.load(tmp_path, "thing").number)
     finally:
         stop.set()
         writer.join()
