@@ -9,7 +9,7 @@ from scipy.optimize import linprog, minimize_scalar
 
 from ellzero.errors import InputError
 from ellzero.rng import rng
-from ellzero.solvers.loss_pursuit import least_absolute, loss_pursuit
+from ellzero.solvers.loss_pursuit import fit_absolute, loss_pursuit
 from ellzero.solvers.pursuit import omp
 
 LOSS = {
@@ -49,7 +49,7 @@ def by_definition(X, y, k, loss, alpha, weights, penalty):
             return support, w, True
         support.append(best)
         chosen = X[:, support]
-        values = least_absolute(chosen, y)[0] if loss == "absolute" else np.linalg.lstsq(chosen, y, rcond=None)[0]
+        values = fit_absolute(chosen, y)[0] if loss == "absolute" else np.linalg.lstsq(chosen, y, rcond=None)[0]
         w = np.zeros(p)
         w[support] = values
     return support, w, None
@@ -171,7 +171,7 @@ class TestLeastAbsolute:
         A = generator.standard_normal((n, rank)) @ generator.standard_normal((rank, m))
         A *= 10.0 ** generator.integers(-3, 4, m)
         y = 1e4 * generator.standard_normal(n)
-        w, residual = least_absolute(A, y)
+        w, residual = fit_absolute(A, y)
         np.testing.assert_allclose(residual, y - A @ w, atol=1e-5)
         if m:
             both = np.hstack([A / np.maximum(np.linalg.norm(A, axis=0), 1e-300), np.eye(n), -np.eye(n)])
@@ -184,7 +184,7 @@ class TestLeastAbsolute:
         A, w = generator.standard_normal((200, 9)), generator.standard_normal(9)
         y = A @ w
         y[::10] += 50 * generator.standard_normal(20)
-        found, residual = least_absolute(A, y)
+        found, residual = fit_absolute(A, y)
         np.testing.assert_allclose(found, w, atol=1e-12)
         assert (residual == 0).sum() >= 9
 

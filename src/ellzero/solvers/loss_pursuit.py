@@ -19,7 +19,7 @@ from ellzero.solvers.greedy_gains import LOSSES, Absolute
 from ellzero.solvers.operators import Operator, aslinear, need
 from ellzero.solvers.pursuit import Bases, in_chunks
 
-__all__ = ["GreedyFit", "least_absolute", "loss_pursuit"]
+__all__ = ["GreedyFit", "fit_absolute", "loss_pursuit"]
 
 _TIED = 1e-9  # gains that agree to this share are tied
 _BLOCK = 128
@@ -184,7 +184,7 @@ def _by_absolute(operator, y, k, rule, price, tol, fit_intercept) -> GreedyFit:
     closed = (price == np.inf) | (totals == 0)
     price = np.where(np.isinf(price), 0, price)  # they are closed; 0 keeps the sums finite
     support, values, fixed = np.zeros(0, dtype=np.int64), np.zeros(0), np.ones((n, int(fit_intercept)))
-    solution, residual = least_absolute(fixed, target)
+    solution, residual = fit_absolute(fixed, target)
     start, ended = abs(residual).sum(), False
     while True:
         left = abs(residual).sum()
@@ -199,7 +199,7 @@ def _by_absolute(operator, y, k, rule, price, tol, fit_intercept) -> GreedyFit:
             break
         closed[chosen] = True
         support = np.append(support, chosen)
-        solution, residual = least_absolute(np.hstack([fixed, operator.columns(support)]), target)
+        solution, residual = fit_absolute(np.hstack([fixed, operator.columns(support)]), target)
         values = solution[fixed.shape[1] :]
     coef = np.zeros(p, dtype=operator.dtype)
     coef[support] = values
@@ -225,7 +225,7 @@ def _blocks(index: np.ndarray) -> list[np.ndarray]:
     return np.array_split(index, max(1, -(-len(index) // _BLOCK)))
 
 
-def least_absolute(A: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_absolute(A: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``min_w |y - A w|_1`` for ``[n, m]``, m small: ``(w [m], residual [n])``, exact zeros at the rows it fits.
 
     By its dual, ``max y' v  s.t.  A' v = 0, |v| <= 1``, whose multipliers are w; then the m rows that fit best are
@@ -244,12 +244,10 @@ def least_absolute(A: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     w = -found.eqlin.marginals
     residual = y / size - A @ w
     rows = np.argsort(abs(residual), kind="stable")[:m]
-    try:
+    if len(rows) == m and np.linalg.cond(A[rows]) < 1e8:  # else the rows do not determine w
         exact = np.linalg.solve(A[rows], y[rows] / size)
         polished = y / size - A @ exact
         if abs(polished).sum() <= abs(residual).sum() * (1 + 1e-9):
             w, residual = exact, polished
             residual[rows] = 0
-    except np.linalg.LinAlgError:  # the rows depend on each other, or there are fewer than columns
-        pass
     return w / scale * size, residual * size
