@@ -15,8 +15,9 @@ import numpy as np
 from ellzero.errors import InputError, check, check_array, check_integer
 from ellzero.parts.penalties_matrix import Nuclear
 from ellzero.registry import register
+from ellzero.solvers.coordinate_descent import grid
 from ellzero.solvers.operators import aslinear, need
-from ellzero.solvers.prox_newton import Path, Solution, grid
+from ellzero.solvers.prox_newton import Path, Solution
 
 __all__ = ["path", "solve"]
 

@@ -20,8 +20,9 @@ from ellzero.errors import InputError, check_array
 from ellzero.parts.datafits import Absolute
 from ellzero.parts.penalties import L1
 from ellzero.registry import register
+from ellzero.solvers.coordinate_descent import grid
 from ellzero.solvers.operators import aslinear, need
-from ellzero.solvers.prox_newton import Path, Solution, _settings, grid
+from ellzero.solvers.prox_newton import Path, Solution, _settings
 
 __all__ = ["alpha_max", "iterate", "path", "solve"]
 

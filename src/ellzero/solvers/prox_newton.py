@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ellzero.errors import InputError, check, check_array, check_integer
+from ellzero.errors import check, check_array, check_integer
 from ellzero.registry import register
 from ellzero.solvers.blocks import Blocks, blocks
+from ellzero.solvers.coordinate_descent import grid
 from ellzero.solvers.generalized_problem import Local, Problem
 from ellzero.solvers.operators import need
 
-__all__ = ["Path", "Solution", "alpha_max", "grid", "iterate", "path", "solve"]
+__all__ = ["Path", "Solution", "alpha_max", "iterate", "path", "solve"]
 
 _STEPS = 20  # Newton steps on one working set
 _ROOM = 10  # blocks that may join at least
@@ -141,15 +142,6 @@ def iterate(
         alphas = np.sort(check_array("alphas", np.asarray(alphas, dtype=np.float64), ndim=1))[::-1]
     for alpha in alphas:
         yield float(alpha), _minimise(problem, faced.at(float(alpha)), tol, max_iter)
-
-
-def grid(largest: float, shape: tuple[int, int], n_alphas: int, eps: float | None) -> np.ndarray:
-    """Geometric alphas from ``largest`` down to ``eps`` times it, for ``[n, p]`` data."""
-    n_alphas = check_integer("n_alphas", n_alphas, at_least=1)
-    eps = (1e-2 if shape[0] < shape[1] else 1e-4) if eps is None else check("eps", eps, above=0, below=1)
-    if not np.isfinite(largest):
-        raise InputError("penalty: no alpha makes all coefficients zero (l1_ratio = 0?); want alphas given")
-    return max(largest, np.finfo(float).tiny) * np.geomspace(1, eps, n_alphas)
 
 
 def alpha_max(
