@@ -1,6 +1,6 @@
 """``SparseLinear`` and ``SparseConv2d``: modules of torch that hold a layout in place of a dense weight.
 
-Lives here: both modules, made from dense ones. Does not live here: which layout is fastest (``finalize``), the
+Lives here: both modules, made from dense ones. Does not live here: which layout is fastest (``models.packing``), the
 operators (``torch_ops``), layouts. Training moves the stored values of CSR, row groups and the condensed layout, as an
 ordinary parameter that any optimiser of torch takes; other layouts are for inference, with gradients by their input.
 """

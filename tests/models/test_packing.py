@@ -11,8 +11,8 @@ from torch import nn  # noqa: E402
 
 from ellzero.errors import InputError  # noqa: E402
 from ellzero.layouts.nn import SparseConv2d, SparseLinear  # noqa: E402
-from ellzero.models import finalize as module_under_test  # noqa: E402
-from ellzero.models.finalize import finalize, load_finalized  # noqa: E402
+from ellzero.models import packing as module_under_test  # noqa: E402
+from ellzero.models.packing import finalize, load_finalized  # noqa: E402
 
 
 def prune(model, density=0.05, seed=0):
@@ -111,8 +111,8 @@ def test_measurements_are_kept_and_belong_to_their_machine(tmp_path, monkeypatch
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {folder!r})
-from test_finalize import convnet
-from ellzero.models.finalize import load_finalized
+from test_packing import convnet
+from ellzero.models.packing import load_finalized
 model = convnet()
 with torch.no_grad():
     for p in model.parameters(): p.zero_()
