@@ -108,6 +108,17 @@ def test_measurements_are_kept_and_belong_to_their_machine(tmp_path, monkeypatch
         finalize(model, x, cache=cache)
 
 
+def test_the_report_says_where_dense_arithmetic_is_faster(monkeypatch):
+    model, x = mlp(), torch.randn(4, 512)
+    done = finalize(model, x, "csr", compare=True, repeats=1)
+    assert all(set(row.others) == {"bfloat16", "int8"} and min(row.others.values()) > 0 for row in done.report())
+    done.remove()
+    measured(monkeypatch, {"dense": 1.0, "csr": 0.5, "bfloat16": 0.6, "int8": 0.2})
+    done = finalize(model, x, "csr", compare=True)
+    assert done.report()[0].note == "dense int8 is 2.5x faster"
+    assert "dense int8 is 2.5x faster" in str(done)
+
+
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {folder!r})

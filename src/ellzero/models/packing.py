@@ -7,12 +7,14 @@ machine, with the live kernels, at the given input and thread count.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,22 @@ class LayerReport:
     nbytes: int
     dense_nbytes: int
     seconds: Mapping[str, float]
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the dense layer in bfloat16 and int8, where ``finalize(..., compare=True)`` asked for them."""
 
     @property
     def speedup(self) -> float:
         """Dense time over the chosen one's."""
         return self.seconds["dense"] / self.seconds[self.chosen]
+
+    @property
+    def note(self) -> str:
+        """Which dense arithmetic is faster than what was chosen; empty where none is."""
+        faster = {name: spent for name, spent in self.others.items() if spent < self.seconds[self.chosen]}
+        if not faster:
+            return ""
+        best = min(faster, key=faster.__getitem__)
+        return f"dense {best} is {self.seconds[self.chosen] / faster[best]:.1f}x faster"
 
 
 class Finalized:
@@ -78,7 +91,7 @@ class Finalized:
             size = f"{row.shape[0]}x{row.shape[1]}"
             lines.append(
                 f"{row.name:<28} {size:>12} {row.density:>8.3f} {row.chosen:>12} {row.nbytes:>10} "
-                f"{row.dense_nbytes:>10} {row.speedup:>7.2f}x"
+                f"{row.dense_nbytes:>10} {row.speedup:>7.2f}x {row.note}".rstrip()
             )
         return "\n".join(lines)
 
@@ -129,6 +142,7 @@ def finalize(
     include: str | Iterable[str] = "*",
     at_least: float = 1.1,
     repeats: int = 9,
+    compare: bool = False,
     cache: str | os.PathLike | None = None,
     **settings: Any,
 ) -> Finalized:
@@ -146,6 +160,7 @@ def finalize(
         size and number of threads are those that the choice is made for.
     layout : ``"auto"``, or the name of a layout that every such layer gets, measured or not (with its ``settings``).
     include : module names or glob patterns.
+    compare : also time each dense layer in bfloat16 and int8, and say in the report where that is faster.
     cache : a JSON file of earlier measurements, read and added to; what was measured elsewhere is measured again.
 
     Raises
@@ -173,6 +188,9 @@ def finalize(
         if name not in inputs:
             continue  # the example does not reach it
         row, fresh = _measure(name, module, inputs[name], layout, settings, at_least, repeats, known)
+        if compare:
+            timed = baselines(module, inputs[name], repeats)
+            row = replace(row, others={key: spent for key, spent in timed.items() if key != "dense"})
         rows.append(row)
         if fresh is not None:
             chosen[name] = fresh
@@ -386,6 +404,23 @@ def load_finalized(path: str | os.PathLike, model: nn.Module, example_input: Any
         return Finalized(model.eval(), handle, rows, meta["place"])
     densify(model)
     return finalize(model, example_input, **options)
+
+
+def baselines(module: nn.Module, x: Tensor, repeats: int = 9) -> dict[str, float]:
+    """Median seconds of a dense layer as it is, in bfloat16 and in int8 (torch's own, weights and activations).
+
+    A layout that loses to one of these is no reason to go sparse: the report says so. int8 exists for ``nn.Linear``.
+    """
+    ways: dict[str, Callable] = {"dense": module}
+    half = copy.deepcopy(module).bfloat16()
+    ways["bfloat16"] = lambda given: half(given.bfloat16())
+    if isinstance(module, nn.Linear):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces its successor; the layer itself is unchanged
+            ways["int8"] = torch.ao.quantization.quantize_dynamic(
+                nn.Sequential(copy.deepcopy(module)), {nn.Linear}, dtype=torch.qint8
+            )
+    return interleaved(ways, x, repeats)
 
 
 def densify(model: nn.Module) -> None:
