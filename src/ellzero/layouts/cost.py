@@ -1,7 +1,7 @@
 """What a sparse layer should cost: time and energy from shapes, density, layout and a description of the hardware.
 
 Lives here: ``Hardware``, ``CostModel``, its calibration on measured times, and the ceiling of a whole model. Does not
-live here: any measurement (``models.finalize``, ``benchmarks``).
+live here: any measurement (``models.packing``, ``benchmarks``).
 """
 
 from __future__ import annotations
