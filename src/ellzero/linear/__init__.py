@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy(
         "PreconditionedLasso": "preconditioned",
         "SCADRegression": "lasso",
         "SequentialAttention": "sequential_attention",
+        "SigLasso": "sig_lasso",
         "SparseBayesianRegression": "bayes",
         "SparseLogisticRegression": "logistic",
         "SparsePhaseRetrieval": "phase_retrieval",
@@ -40,5 +41,6 @@ __getattr__, __dir__, __all__ = lazy(
     },
     ("artefact", "bayes", "best_subset", "concepts", "estimators", "frontier", "generalized", "information", "judge",
      "lasso", "lasso_cv", "logistic", "neurons", "phase_retrieval", "preconditioned", "probes", "probing", "pursuit",
-     "recovery", "recovery_methods", "representer", "restricted", "screening", "selection", "sequential_attention"),
+     "recovery", "recovery_methods", "representer", "restricted", "screening", "selection", "sequential_attention",
+     "sig_lasso", "signatures"),
 )  # fmt: skip
