@@ -99,3 +99,60 @@ def test_signatures_against_a_recurrent_network(system, share):
     assert errors["signatures"] < share * errors["gru"]
     assert errors["signatures"] < 0.3 * errors["mean"]
     assert errors["signatures"] < 0.7 * errors["depth 1"]
+
+
+def words_of(name, share=1.0, size=10_000):
+    """A shipped text as words in lower case, numbered by frequency, rare ones 0: training and test documents."""
+    import re
+    from collections import Counter
+
+    from ellzero.data import sets
+
+    documents = [re.findall(r"[\w'<>@-]+|[^\w\s]", text.lower()) for text in sets.texts(name)]
+    documents = documents[: round(share * len(documents))]
+    cut = round(0.9 * len(documents))
+    known = Counter(word for document in documents[:cut] for word in document).most_common(size - 1)
+    numbers = {word: i + 1 for i, (word, _) in enumerate(known)}
+    coded = [[numbers.get(word, 0) for word in document] for document in documents]
+    return coded[:cut], coded[cut:], len(numbers) + 1
+
+
+def tuned_kneser_ney(train, test, vocabulary, order):
+    """The discount's factor is chosen on a tenth of the training documents."""
+    from ellzero.linear.kneser_ney import KneserNey
+
+    part, held = [document for i, document in enumerate(train) if i % 10], train[::10]
+    factors = (0.8, 0.9, 1.0, 1.1, 1.2)
+    best = min(factors, key=lambda f: KneserNey(order, f).fit(part, vocabulary).perplexity(held))
+    return KneserNey(order, best).fit(train, vocabulary).perplexity(test)
+
+
+@pytest.mark.claim("S135")
+def test_adjusted_counts_are_worth_kneser_ney_smoothing():
+    from ellzero.linear.language_model import SparseNonNegativeLM
+
+    train, test, vocabulary = words_of("tinyshakespeare", 0.25, 4000)
+    found = {"Kneser-Ney 3": tuned_kneser_ney(train, test, vocabulary, 3)}
+    for name, options in (("shares", {"steps": 0}), ("SNM 3", {"steps": 25})):
+        found[name] = SparseNonNegativeLM(3, **options).fit(train, vocabulary).perplexity(test)
+    print(f"\n{sum(map(len, train))} words of Shakespeare, perplexity:", {k: round(v, 1) for k, v in found.items()})
+    assert found["SNM 3"] < 1.02 * found["Kneser-Ney 3"]
+    assert found["SNM 3"] < 0.85 * found["shares"]
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S135")
+@pytest.mark.parametrize("name", ["wikitext2", "tinyshakespeare"])
+def test_skip_grams_against_kneser_ney(name):
+    """About 200,000 words, 10,000 of them known. Two million counted pairs are why this takes half a minute."""
+    from ellzero.linear.language_model import SparseNonNegativeLM
+
+    train, test, vocabulary = words_of(name)
+    found = {"Kneser-Ney 5": tuned_kneser_ney(train, test, vocabulary, 5)}
+    for label, options in (("shares", {"steps": 0}), ("SNM 5", {}), ("SNM 5 Poisson", {"loss": "poisson"}),
+                           ("SNM 5 and skips", {"skip_words": 1, "skipped": 10})):  # fmt: skip
+        found[label] = SparseNonNegativeLM(5, **options).fit(train, vocabulary).perplexity(test)
+    print(f"\n{name}, {sum(map(len, train))} words, perplexity:", {k: round(v, 1) for k, v in found.items()})
+    assert found["SNM 5"] < 1.02 * found["Kneser-Ney 5"]
+    assert found["SNM 5"] < 0.85 * found["shares"]
+    assert found["SNM 5 and skips"] < 0.97 * found["SNM 5"]

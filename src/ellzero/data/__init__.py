@@ -1,7 +1,7 @@
 """Data: generators whose ground truth is known, and real sets that ship with ellzero or lie under ``ELLZERO_DATA``.
 
-Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition) and ``sets`` (tables,
-images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), or the
+Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``dynamics`` (systems
+driven by paths) and ``sets`` (tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), or the
 stream of a model's activations (``models``).
 """
 
@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "data_root": "sets",
+        "driven_systems": "dynamics",
         "load": "sets",
         "planted_features": "generators",
         "planted_regression": "generators",
@@ -20,5 +21,5 @@ __getattr__, __dir__, __all__ = lazy(
         "superposed_features": "generators",
         "texts": "sets",
     },
-    ("generators", "sets"),
+    ("dynamics", "generators", "sets"),
 )
