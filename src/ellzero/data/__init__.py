@@ -1,8 +1,8 @@
 """Data: generators whose ground truth is known, and real sets that ship with ellzero or lie under ``ELLZERO_DATA``.
 
 Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``dynamics`` (systems
-driven by paths) and ``sets`` (tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), or the
-stream of a model's activations (``models``).
+driven by paths) and ``sets`` (tables, images and texts by name). Does not live here: readers of the user's files
+(``io``), splits (``compare``), or the stream of a model's activations (``models``).
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ class SparseNonNegativeLM:
     training event is predicted well by the counts without itself. Contexts are n-grams and skip-grams: some words just
     before, a gap, some words further back.
 
-    Measured perplexities on WikiText-2 (194,000 words, 10,000 known) and Shakespeare (231,000): Kneser-Ney 5 with a tuned
-    discount 239 and 143; plain shares 300 and 184; this 236 and 135; with skip-grams of one word 220 and 126.
+    Measured perplexities on WikiText-2 (194,000 words, 10,000 known) and Shakespeare (231,000): Kneser-Ney 5 with a
+    tuned discount 239 and 143; plain shares 300 and 184; this 236 and 135; with skip-grams of one word 220 and 126.
 
     Parameters
     ----------
