@@ -7,6 +7,10 @@ from sklearn.model_selection import GridSearchCV
 
 from ellzero.data.generators import AR, planted_regression
 from ellzero.linear import SparseBayesianRegression
+from ellzero.rng import rng
+from ellzero.solvers.message_passing import ggamp_sbl, safe_damping
+from ellzero.solvers.operators import Dense
+from ellzero.solvers.sparse_bayes import sparse_bayes
 
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)  # of the variance of y that is noise
 
@@ -44,3 +48,62 @@ def test_nearer_and_sparser_than_the_lasso_over_sizes():
         error, f1, lasso_error, lasso_f1 = against_the_lasso(n, p, k, snr, draws=6)
         assert error <= 0.85 * lasso_error
         assert f1 >= lasso_f1 + 0.1
+
+
+MATRICES = ("independent", "mean", "condition", "correlation")
+
+
+def measured(kind, seed, n, p, k, decibel):
+    """A matrix of the kind, k normal coefficients, and noise at that ratio: ``A, y, w``."""
+    generator = rng(seed, "messages", kind)
+    A = generator.standard_normal((n, p)) / np.sqrt(n)
+    if kind == "mean":
+        A += 0.1
+    elif kind == "condition":
+        left, _, right = np.linalg.svd(A, full_matrices=False)
+        A = left * np.geomspace(1, 1 / 50, n) @ right
+        A *= np.sqrt(p) / np.linalg.norm(A)
+    elif kind == "correlation":
+        A = AR(0.9).draw(generator, n, p) / np.sqrt(n)
+    w = np.zeros(p)
+    w[generator.choice(p, k, replace=False)] = generator.standard_normal(k)
+    noise = generator.standard_normal(n)
+    noise *= np.linalg.norm(A @ w) / np.linalg.norm(noise) * 10 ** (-decibel / 20)
+    return A, A @ w + noise, w
+
+
+def message_trials(kind, draws, n, p, k, decibel):
+    """Median error in decibel with inverses, with messages and with undamped messages; and the ratio of products."""
+    rows, lost = [], 0
+    for seed in range(draws):
+        A, y, w = measured(kind, seed, n, p, k, decibel)
+        exact = sparse_bayes(A, y, update="em", tol=1e-4)
+        passed = ggamp_sbl(A, y)
+        plain = ggamp_sbl(A, y, damping=1.0, max_iter=100)
+        with np.errstate(over="ignore"):
+            error = [np.sum((run.mean - w) ** 2) / np.sum(w**2) for run in (exact, passed, plain)]
+        lost += not error[2] < 0.1
+        most = passed.n_iter * 10 * 4 * n * p  # multiplications: ten passes of four products
+        rows.append([*(10 * np.log10(error[:2])), safe_damping(Dense(A)), most / (exact.n_iter * 2 * n * n * p)])
+    inverse, messages, theta, cost = np.median(rows, axis=0)
+    print(f"{kind}, {n} x {p}, k {k}, {decibel} dB: inverses {inverse:.1f} dB, messages {messages:.1f} dB (theta "
+          f"{theta:.2f}, at most {cost:.2f} of the multiplications); undamped lost {lost} of {draws}")  # fmt: skip
+    return inverse, messages, lost / draws
+
+
+@pytest.mark.claim("S157")
+@pytest.mark.parametrize("kind", MATRICES)
+def test_messages_are_as_near_as_inverses(kind):
+    inverse, messages, lost = message_trials(kind, 3, 125, 250, 25, 40)
+    assert messages <= inverse + 1
+    assert kind == "independent" or lost == 1
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S157")
+@pytest.mark.parametrize("decibel", [30, 45, 60])
+def test_messages_are_as_near_as_inverses_over_noise(decibel):
+    for kind in MATRICES:
+        inverse, messages, lost = message_trials(kind, 10, 250, 500, 50, decibel)
+        assert messages <= inverse + 1
+        assert kind == "independent" or lost >= 0.9

@@ -13,8 +13,19 @@ from ellzero.linear import SparseBayesianRegression
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_contract_of_scikit_learn():
-    check_estimator(SparseBayesianRegression())
+@pytest.mark.parametrize("posterior", ["exact", "messages"])
+def test_the_contract_of_scikit_learn(posterior):
+    check_estimator(SparseBayesianRegression(posterior=posterior, tol=1e-3))
+
+
+def test_messages_find_what_the_inverse_finds():
+    planted = planted_regression(200, 60, 6, snr=10, seed=0)
+    exact = SparseBayesianRegression("em", tol=1e-4).fit(planted.X, planted.y + 2)
+    passed = SparseBayesianRegression(posterior="messages", tol=1e-4).fit(planted.X, planted.y + 2)
+    np.testing.assert_allclose(passed.coef_, exact.coef_, atol=0.01)
+    assert passed.intercept_ == pytest.approx(exact.intercept_, abs=0.01)
+    std = [fitted.predict(planted.X, return_std=True)[1] for fitted in (exact, passed)]
+    np.testing.assert_allclose(std[1], std[0], rtol=0.05)
 
 
 def test_it_finds_the_coefficients_and_says_how_sure_it_is():
@@ -86,7 +97,9 @@ def test_an_end_before_rest_is_said():
         SparseBayesianRegression(max_iter=3).fit(planted.X, planted.y)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"update": "map"}, "update: got 'map'"), ({"noise": -1}, "noise")])
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"update": "map"}, "update: got 'map'"), ({"noise": -1}, "noise"), ({"posterior": "amp"}, "posterior: got 'amp'"),
+])  # fmt: skip
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         SparseBayesianRegression(**settings).fit(np.eye(4), np.ones(4))

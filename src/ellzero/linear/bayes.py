@@ -15,9 +15,11 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ellzero.errors import check_choice
 from ellzero.registry import register
+from ellzero.solvers.message_passing import ggamp_sbl
 from ellzero.solvers.operators import centred
-from ellzero.solvers.sparse_bayes import covariance, sparse_bayes
+from ellzero.solvers.sparse_bayes import UPDATES, covariance, sparse_bayes
 
 __all__ = ["SparseBayesianRegression"]
 
@@ -31,7 +33,10 @@ class SparseBayesianRegression(RegressorMixin, BaseEstimator):
 
     Parameters
     ----------
-    update : ``"fixed_point"`` (fast), ``"majorise"`` or ``"em"`` (never lower the probability of y; slower).
+    update : ``"fixed_point"`` (fast), ``"majorise"`` or ``"em"`` (never lower the probability of y; slower). Messages
+        go with EM, whatever is said here.
+    posterior : ``"exact"``, by a Cholesky factor per step, or ``"messages"``, by products with X alone
+        (``ellzero.solvers.message_passing``), for thousands of rows and columns.
     noise : variance of the noise; ``None`` to learn it, which is right with more rows than columns. Otherwise search
         it like any setting (a share of the variance of y), for too little is learned then.
     fit_intercept : whether an intercept is fitted, under a flat prior.
@@ -41,19 +46,21 @@ class SparseBayesianRegression(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     coef_ : ``[p]``, the posterior mean. coef_std_ : ``[p]``, its standard deviation, 0 where a column is out.
-    intercept_. support_ : the columns that are in, and covariance_ their posterior covariance. gamma_ : ``[p]``, the
-    prior variances. noise_ : variance of the noise. history_ : ``-2 log p(y)`` up to a constant, per step. n_iter_.
-    converged_.
+    intercept_. support_ : the columns that are in, and covariance_ their posterior covariance; with messages only its
+    diagonal is known, ``[a]``. gamma_ : ``[p]``, the prior variances. noise_ : variance of the noise.
+    history_ : ``-2 log p(y)`` up to a constant, per step (NaN with messages). n_iter_. converged_.
 
     Raises
     ------
-    InputError : an unknown update, or numbers out of range.
+    InputError : an unknown update or posterior, or numbers out of range.
     """
 
     def __init__(
-        self, update="fixed_point", *, noise=None, fit_intercept=True, prune=1e-8, tol=1e-5, max_iter=1000
+        self, update="fixed_point", *, posterior="exact", noise=None, fit_intercept=True, prune=1e-8, tol=1e-5,
+        max_iter=1000,
     ):  # fmt: skip
         self.update = update
+        self.posterior = posterior
         self.noise = noise
         self.fit_intercept = fit_intercept
         self.prune = prune
@@ -66,12 +73,18 @@ class SparseBayesianRegression(RegressorMixin, BaseEstimator):
         operator, target, centring = centred(X, np.asarray(y, dtype=np.float64), self.fit_intercept)
         # A single row has no freedom left after its intercept.
         degrees = max(1, len(target) - bool(self.fit_intercept))
-        found = sparse_bayes(
-            operator, target, update=self.update, noise=self.noise, prune=self.prune, tol=self.tol,
-            max_iter=self.max_iter, degrees=degrees,
-        )  # fmt: skip
+        options = {
+            "noise": self.noise, "prune": self.prune, "tol": self.tol, "max_iter": self.max_iter, "degrees": degrees
+        }  # fmt: skip
+        check_choice("update", self.update, UPDATES)
+        if check_choice("posterior", self.posterior, ("exact", "messages")) == "exact":
+            found = sparse_bayes(operator, target, update=self.update, **options)
+            self.covariance_ = covariance(operator, found)
+        else:
+            found = ggamp_sbl(operator, target, **options)
+            self.covariance_ = found.variance[found.support]
         self.coef_, self.coef_std_, self.gamma_ = found.mean, np.sqrt(found.variance), found.gamma
-        self.support_, self.covariance_, self.noise_ = found.support, covariance(operator, found), found.noise
+        self.support_, self.noise_ = found.support, found.noise
         self.intercept_ = float(centring.intercept(self.coef_))
         self._centre = centring.x_mean[self.support_].astype(np.float64)
         self._intercept_variance = found.noise / len(target) if self.fit_intercept else 0.0
@@ -97,7 +110,8 @@ class SparseBayesianRegression(RegressorMixin, BaseEstimator):
             return mean
         chosen = X[:, self.support_]
         chosen = (chosen.toarray() if sparse.issparse(chosen) else chosen) - self._centre
-        spread = np.einsum("ij,ij->i", chosen @ self.covariance_, chosen)
+        diagonal = self.covariance_.ndim == 1
+        spread = np.einsum("ij,ij->i", chosen * self.covariance_ if diagonal else chosen @ self.covariance_, chosen)
         return mean, np.sqrt(self.noise_ + self._intercept_variance + spread)
 
     def __sklearn_tags__(self):

@@ -176,9 +176,10 @@ def learn(
     while True:
         moments = posterior(prior, noise)
         history.append(moments.misfit)
+        size = np.linalg.norm(moments.mean)
         moved = np.inf if before is None else np.linalg.norm(moments.mean - before)
-        converged = bool(moved <= tol * np.linalg.norm(moments.mean))
-        if converged or len(history) == max_iter:
+        converged = bool(moved <= tol * size) and math.isfinite(size)
+        if converged or len(history) == max_iter or not math.isfinite(size):
             break
         before = moments.mean
         power = abs(moments.mean) ** 2
