@@ -24,7 +24,7 @@ __all__ = ["Path", "Solution", "alpha_max", "grid", "iterate", "path", "solve"]
 
 _SEEN_LIMIT = 6000  # columns whose Gram matrix is kept: 288 MB in float64
 _MAX_SWEEPS, _FEW_SWEEPS = 2000, 4
-_FEW = 10
+_FEW = 10  # columns that a working set begins with
 
 
 class Solution(NamedTuple):
@@ -207,7 +207,7 @@ def _enlarge(problem: Problem, penalty: Any) -> tuple[bool, bool]:
     joining = forced & ~gram.known
     joining[chosen] = True
     new = np.flatnonzero(joining)
-    if len(gram.seen) + len(new) > max(_SEEN_LIMIT, room):
+    if len(gram.seen) + len(new) > max(_SEEN_LIMIT, 2 * room):
         gram.keep(np.flatnonzero(forced | joining))
         problem.active.forget()
     elif len(new):

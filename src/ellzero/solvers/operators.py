@@ -185,11 +185,15 @@ class Centred(Operator):
         ones = np.ones(n, base.dtype) if ones is None else _vector("ones", ones, n, base.dtype)
         self.base, self.ones, self.selective = base, ones, base.selective
         self.sums = base.rmatvec(ones)
-        self.length = ones.dtype.type(ones @ ones)
+        self.length = (ones * ones).sum()
         self.means = self.sums / self.length if means is None else _vector("means", means, p, base.dtype)
         self.shape, self.dtype = base.shape, base.dtype
         self.constant = np.zeros(p, dtype=bool)
         self.constant[np.asarray(constant, dtype=np.int64)] = True
+
+    def total(self, u: np.ndarray) -> Any:
+        """``ones . u``, by a sum that no thread count changes."""
+        return u.sum() if self.plain else (self.ones * u).sum()
 
     def matmat(self, w):
         return self.base.matmat(w) - np.outer(self.ones, self.means @ w)
@@ -203,12 +207,12 @@ class Centred(Operator):
         return self.base.matvec(w) - self.ones * (self.means @ w)
 
     def rmatvec(self, u):
-        out = self.base.rmatvec(u) - self.means * (self.ones @ u)
+        out = self.base.rmatvec(u) - self.means * self.total(u)
         out[self.constant] = 0
         return out
 
     def products(self, index, u):
-        out = self.base.products(index, u) - self.means[index] * (self.ones @ u)
+        out = self.base.products(index, u) - self.means[index] * self.total(u)
         out[self.constant[index]] = 0
         return out
 
@@ -414,7 +418,7 @@ def design(
     if not fit_intercept:
         centring = Centring(np.zeros(base.shape[1], base.dtype), y.dtype.type(0))
         return (base, y, centring) if roots is None else (_by_rows(base, roots), (roots * y).astype(y.dtype), centring)
-    y_mean = y.dtype.type(squared @ y / n)
+    y_mean = y.dtype.type((squared * y).sum() / n)
     if roots is None and isinstance(base, Dense):
         means = (base.sums / n).astype(base.dtype)
     else:

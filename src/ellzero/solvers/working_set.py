@@ -110,7 +110,7 @@ class Problem:
         self.residual = self.y
         self.start = self.operator.rmatvec(self.y) / -n
         self.gradient = self.start.copy()
-        self.at_zero = float(self.y.astype(np.float64) @ self.y) / (2 * n)
+        self.at_zero = _dot(self.y, self.y) / (2 * n)
         self.scale = float(abs(self.gradient).max())
         self.norms = self.operator.column_norms() / n if getattr(self.operator, "selective", False) else None
         self.travel, self.fresh = np.zeros(p, dtype=self.operator.dtype), True
@@ -138,7 +138,8 @@ class Problem:
             self.gradient[seen] = kernels.combination(matrix.T, support, self.coef[seen[support]], start)[: len(seen)]
             return
         before, self.residual = self.residual, self.gram.subtract(self.y, self.coef)
-        self.travel += 1.001 * np.linalg.norm(self.residual - before)
+        move = self.residual - before
+        self.travel += 1.001 * np.sqrt(_dot(move, move))
         self.fresh = False
 
     def look(self, penalty: Any) -> None:
@@ -186,8 +187,7 @@ class Problem:
             n, squares = len(self.y), 2 * len(self.y) * self.at_zero
             product = squares + n * float(self.start @ self.coef)
             return product, max(product + n * float(self.gradient @ self.coef), 0.0)
-        residual = self.residual.astype(np.float64)
-        return float(self.y @ residual), float(residual @ residual)
+        return _dot(self.y, self.residual), _dot(self.residual, self.residual)
 
     def dual_basis(self, positive: bool) -> np.ndarray | None:
         """What the dual point must be orthogonal to: the free columns, of those that must be >= 0 the ones in use."""
@@ -197,6 +197,11 @@ class Problem:
         """The relative gap where the problem is a Lasso or elastic net, else the relative stationarity."""
         self.look(penalty)
         return duality_gap(self, penalty) if l1_l2(penalty) is not None else stationarity(self, penalty)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """The inner product in double precision, by a sum that no thread count changes."""
+    return float((a.astype(np.float64) * b).sum())
 
 
 def _sparse(operator: Any) -> Any:
