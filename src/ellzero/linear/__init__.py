@@ -36,7 +36,6 @@ __getattr__, __dir__, __all__ = lazy(
         "SigLasso": "sig_lasso",
         "SparseBayesianRegression": "bayes",
         "SparseLogisticRegression": "logistic",
-        "SparseLogisticRegressionCV": "logistic_cv",
         "SparseNonNegativeLM": "language_model",
         "SparsePhaseRetrieval": "phase_retrieval",
         "SparseProbe": "probing",
@@ -46,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy(
     },
     ("artefact", "bayes", "best_subset", "concepts", "contexts", "estimators", "frame_model", "frontier",
      "generalized", "information", "judge", "kneser_ney", "language_model", "lasso", "lasso_cv", "logistic",
-     "logistic_cv", "neurons", "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery",
+     "neurons", "phase_retrieval", "preconditioned", "probes", "probing", "pursuit", "recovery",
      "recovery_methods", "representer", "restricted", "screening", "selection", "sequential_attention", "sig_lasso",
      "signatures", "tables"),
 )  # fmt: skip

@@ -38,8 +38,8 @@ class SolutionSpace:
         self._factor = self._pseudo = None
         try:
             self._factor = cho_factor(gram, lower=True, check_finite=False)
-            pivots = np.diag(self._factor[0])
-            regular = pivots.min() > 1e-6 * pivots.max()
+            # what a row adds to the ones before it, in its own units: rows of any scale may depend on one another
+            regular = bool((np.diag(self._factor[0]) > 1e-6 * np.sqrt(np.diag(gram))).all())
         except LinAlgError:
             regular = False
         if not regular:
