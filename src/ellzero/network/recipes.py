@@ -80,7 +80,7 @@ def _density(density: float) -> float:
 ALLOCATIONS: Mapping[str, Any] = {"uniform": Uniform(), "erk": ERK(), "global": Global()}
 
 
-def _allocation(allocation: Any) -> Any:
+def named_allocation(allocation: Any) -> Any:
     """An allocation by name or as it is."""
     if isinstance(allocation, str):
         return ALLOCATIONS[check_choice("allocation", allocation, ALLOCATIONS)]
@@ -98,7 +98,7 @@ def one_shot(density: float = 0.1, *, at: float = 0.5, allocation: Any = "global
     """Train dense, keep the largest weights at the fraction ``at`` of the run, train on. Han et al. (2015)."""
     check("at", at, at_least=0, below=1)
     schedule = OneShot(1.0, _density(density), at)
-    return Recipe(density=schedule, allocation=_allocation(allocation), every=1_000_000_000, until=at)
+    return Recipe(density=schedule, allocation=named_allocation(allocation), every=1_000_000_000, until=at)
 
 
 @register(kind="recipe", wing="network", source="arXiv:1710.01878", extra="torch", example=lambda: gmp())
@@ -107,7 +107,7 @@ def gmp(
 ) -> Recipe:
     """Gradual magnitude pruning: the smallest weights go along a cubic. Zhu and Gupta (2017)."""
     schedule = Cubic(1.0, _density(density), begin, end)
-    return Recipe(density=schedule, allocation=_allocation(allocation), every=every, until=end)
+    return Recipe(density=schedule, allocation=named_allocation(allocation), every=every, until=end)
 
 
 @register(
@@ -120,8 +120,9 @@ def rigl(
 ) -> Recipe:  # fmt: skip
     """Sparse from the start; drop the smallest, grow where the dense gradient is largest. Evci et al. (2020)."""
     return Recipe(
-        density=Constant(_density(density)), allocation=_allocation(allocation), start=Random(seed), grow=Gradient(),
-        turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until, scale_start=True,
+        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed),
+        grow=Gradient(), turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until,
+        scale_start=True,
     )  # fmt: skip
 
 
@@ -132,8 +133,9 @@ def set_(
 ) -> Recipe:  # fmt: skip
     """Sparse from the start; drop the smallest weights and grow at random. Mocanu et al. (2018)."""
     return Recipe(
-        density=Constant(_density(density)), allocation=_allocation(allocation), start=Random(seed), grow=Random(seed),
-        turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until, scale_start=True,
+        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed),
+        grow=Random(seed), turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until,
+        scale_start=True,
     )  # fmt: skip
 
 
@@ -143,6 +145,6 @@ def static(density: float | None = None, *, allocation: Any = "erk", seed: int =
     if density is None:
         return Recipe(density=Constant(1.0), allocation=Uniform(), until=0.0)
     return Recipe(
-        density=Constant(_density(density)), allocation=_allocation(allocation), start=Random(seed), until=0.0,
+        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed), until=0.0,
         scale_start=True,
     )  # fmt: skip
