@@ -37,6 +37,12 @@ class Recipe:
         up to ``until``.
     every, until : an update each ``every`` steps up to the fraction ``until`` of the run, and one there.
     scale_start : scale the first weights of each row by its own kept fan-in.
+    move : how masks move at an update (``moves``); None for drop and grow within each layer.
+    through : what the network sees of weights that stay dense underneath (``views``), called as
+        ``through(weight, mask)``; None where a dropped weight is zero.
+    penalty : added to the derivatives before each optimiser step, called as ``penalty(weights, gradients, progress)``
+        with mappings by name, giving tensors by name.
+    dense_momentum : the optimiser sees dense derivatives and remembers dropped entries.
     """
 
     density: Callable[[float, float], float]
@@ -48,6 +54,10 @@ class Recipe:
     every: int = 100
     until: float = 1.0
     scale_start: bool = False
+    move: Callable[..., Any] | None = None
+    through: Callable[..., Any] | None = None
+    penalty: Callable[..., Any] | None = None
+    dense_momentum: bool = False
 
     def __post_init__(self):
         check_integer("every", self.every, at_least=1)
@@ -59,14 +69,18 @@ class Recipe:
             raise InputError(f"allocation: got {self.allocation!r}, want an allocation such as ERK()")
         if self.turnover is not None and self.grow is None:
             raise InputError("grow: got None with a turnover, want the score of the entries that return")
-        if isinstance(self.grow, Momentum):
+        if isinstance(self.grow, Momentum) and not self.dense_momentum:
             raise InputError(
-                "grow: got Momentum(), which is held at zero outside the mask; want Gradient() or Random()"
+                "grow: got Momentum(), held at zero outside the mask; want Gradient(), Random() or dense_momentum"
             )
+        for name in ("move", "through", "penalty"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise InputError(f"{name}: got {getattr(self, name)!r}, want a function or None")
+        rises = self.grow is not None or self.move is not None or self.through is not None
         last = 1.0
         for i in range(1001):
             value = check("density", self.density(i, 1000), above=0, at_most=1)
-            if self.grow is None and value > last + 1e-12:
+            if not rises and value > last + 1e-12:
                 raise InputError("grow: got None with a density that rises, want the score of the entries that return")
             last = value
             if self.turnover is not None:

@@ -3,13 +3,15 @@
 Lives here: frozen values called as ``score(weight, gradient, state)``, giving non-negative numbers shaped like the
 weight, for NumPy and torch alike. Does not live here: how many are kept (allocations), or which (the selection).
 ``state`` is a mapping; a score reads ``"momentum"``, or ``"name"`` and ``"step"``, and says so where it is missing.
+``needs`` names what costs something to have ready: ``"gradient"`` (dense), ``"rounds"``. A rule without it is taken to
+read the gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ellzero.errors import InputError, check_integer
 from ellzero.parts.namespace import is_torch, namespace
@@ -33,6 +35,8 @@ def _like(name: str, array: Any, weight: Any, needed_by: str) -> Any:
 class Magnitude:
     """``|w|``."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+
     def __call__(self, weight: Any, gradient: Any = None, state: Mapping[str, Any] | None = None) -> Any:
         return abs(weight)
 
@@ -41,6 +45,8 @@ class Magnitude:
 @dataclass(frozen=True)
 class Gradient:
     """``|g|``, the size of the dense gradient: how fast the loss would fall if the entry were free."""
+
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def __call__(self, weight: Any, gradient: Any = None, state: Mapping[str, Any] | None = None) -> Any:
         return abs(_like("gradient", gradient, weight, "the score Gradient"))
@@ -51,6 +57,8 @@ class Gradient:
 class Saliency:
     """``|w g|``, the first-order change of the loss when the entry goes. Lee et al. (2019), equation 5."""
 
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
     def __call__(self, weight: Any, gradient: Any = None, state: Mapping[str, Any] | None = None) -> Any:
         return abs(weight * _like("gradient", gradient, weight, "the score Saliency"))
 
@@ -59,6 +67,8 @@ class Saliency:
 @dataclass(frozen=True)
 class Momentum:
     """``|m|``, the size of the optimiser's running gradient ``state["momentum"]``. Dettmers, Zettlemoyer (2019)."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, weight: Any, gradient: Any = None, state: Mapping[str, Any] | None = None) -> Any:
         momentum = None if state is None else state.get("momentum")
@@ -77,6 +87,8 @@ class Random:
 
     def __post_init__(self):
         check_integer("seed", self.seed, at_least=0)
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, weight: Any, gradient: Any = None, state: Mapping[str, Any] | None = None) -> Any:
         state = state or {}
