@@ -1,4 +1,4 @@
-"""The bed on which claims about sparse networks are checked: real digits, a small perceptron, equal steps, paired seeds.
+"""The bed on which claims about sparse networks are checked: real digits, a perceptron, equal steps, paired seeds.
 
 Large: 784-300-100-10 on 8,000 and 2,000 MNIST digits (``ELLZERO_DATA``), 945 steps of 128. Small: 64-128-64-10 on 1300
 and 497 of the 8 x 8 digits, 250 steps of 64. SGD with momentum 0.9, weight decay 1e-4, cosine learning rate.
