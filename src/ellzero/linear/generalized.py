@@ -25,7 +25,7 @@ from ellzero.registry import register
 from ellzero.solvers import coordinate_descent, fista, least_absolute, prox_newton
 from ellzero.solvers.operators import need
 
-__all__ = ["Generalized", "GeneralizedLinearEstimator", "encoded", "pick"]
+__all__ = ["Generalized", "GeneralizedLinearEstimator", "checked_weights", "encoded", "pick"]
 
 _DATAFIT = ("value", "gradient", "outputs", "constants", "mean")
 
@@ -120,7 +120,7 @@ class Generalized(BaseEstimator):
             shape = (X.shape[1],) if solver.outputs is None else (X.shape[1], solver.outputs)
             if self.coef_.size == np.prod(shape):
                 options["start"] = (np.asarray(self.coef_).T.reshape(shape), np.squeeze(self.intercept_))
-        fitted = solver.solve(X, y, sample_weight=_weights(sample_weight, X), **options)
+        fitted = solver.solve(X, y, sample_weight=checked_weights(sample_weight, X), **options)
         self._store(fitted._replace(coef=fitted.coef[:, None], intercept=np.array([fitted.intercept])) if column
                     else fitted)  # fmt: skip
         self.solver_ = solver.name
@@ -143,7 +143,7 @@ class Generalized(BaseEstimator):
         """
         X, y, solver, _ = self._problem(X, y)
         options = {"alphas": alphas, "n_alphas": n_alphas, "eps": eps, **self._settings()}
-        return solver.path(X, y, sample_weight=_weights(sample_weight, X), **options)
+        return solver.path(X, y, sample_weight=checked_weights(sample_weight, X), **options)
 
     def _problem(self, X: Any, y: Any) -> tuple[Any, np.ndarray, SimpleNamespace, bool]:
         """Checked input, the solver, and whether y was one column, which is solved as a vector."""
@@ -274,5 +274,6 @@ class _Bare(ClassifierMixin, BaseEstimator):
     """A classifier, for its tags."""
 
 
-def _weights(sample_weight: Any, X: Any) -> np.ndarray | None:
+def checked_weights(sample_weight: Any, X: Any) -> np.ndarray | None:
+    """``[n]`` weights of samples, a number among them spread, or ``None``."""
     return None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)

@@ -76,9 +76,7 @@ class CrossValidated(Penalised):
 
     def _choose(self, shares: np.ndarray) -> None:
         """The minimum over all candidates, and on its path the largest alpha within one standard error of it."""
-        means = self.mse_path_ @ shares
-        spread = ((self.mse_path_ - means[..., None]) ** 2) @ shares
-        deviations = np.sqrt(spread / max(len(shares) - 1, 1))
+        means, deviations = over_folds(self.mse_path_, shares)
         self._best, place = (int(i) for i in np.unravel_index(means.argmin(), means.shape))
         within = means[self._best] <= means[self._best, place] + deviations[self._best, place]
         self.alpha_, self.alpha_1se_ = (float(self.alphas_[self._best, i]) for i in (place, int(within.argmax())))
@@ -94,6 +92,13 @@ class CrossValidated(Penalised):
         self.coef_, self.intercept_ = fitted.coef, fitted.intercept
         self.dual_gap_, self.n_iter_, self.converged_ = fitted.gap, max(fitted.n_iter, 1), fitted.converged
         warn_unless_converged(self, fitted.gap, fitted.n_iter)
+
+
+def over_folds(errors: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error of ``[..., folds]`` errors, with folds weighted by ``shares`` that sum to 1."""
+    means = errors @ shares
+    spread = ((errors - means[..., None]) ** 2) @ shares
+    return means, np.sqrt(spread / max(len(shares) - 1, 1))
 
 
 @register(kind="estimator", wing="linear", source="Hastie, Tibshirani and Wainwright (2015)", example=lambda: LassoCV())

@@ -159,9 +159,9 @@ class Local:
         ones = problem.width if problem.fit_intercept else 0
         self.ones, self.free = ones, ones + len(free)
         self.outputs = np.concatenate([np.arange(ones), outputs])
-        columns = problem.operator.take(features)
-        if ones:
-            above = np.ones((columns.shape[0], ones), dtype=columns.dtype)
+        above = np.ones((len(problem.y), ones), dtype=problem.operator.dtype)
+        columns = problem.operator.take(features) if len(features) else above
+        if ones and len(features):
             both = (above, columns)
             columns = sparse.hstack(both, format="csc") if sparse.issparse(columns) else np.concatenate(both, axis=1)
         self.columns = columns
@@ -225,7 +225,7 @@ class Local:
         gradient = self.gradient(slopes)
         for _ in range(20):
             size = abs(gradient).max()
-            if size <= 1e-15 * abs(slopes).sum():
+            if size <= 1e-13 * abs(slopes).sum():
                 return
             step = -self.inverse(self.hessian(problem.z)) @ gradient
             z = problem.z + self.image(step)
