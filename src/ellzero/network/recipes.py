@@ -87,7 +87,8 @@ class Recipe:
                 check("turnover", self.turnover(i, 1000), at_least=0, at_most=1)
 
 
-def _density(density: float) -> float:
+def checked_density(density: float) -> float:
+    """``density`` if it lies in (0, 1]."""
     return check("density", density, above=0, at_most=1)
 
 
@@ -111,7 +112,7 @@ def dense() -> Recipe:
 def one_shot(density: float = 0.1, *, at: float = 0.5, allocation: Any = "global") -> Recipe:
     """Train dense, keep the largest weights at the fraction ``at`` of the run, train on. Han et al. (2015)."""
     check("at", at, at_least=0, below=1)
-    schedule = OneShot(1.0, _density(density), at)
+    schedule = OneShot(1.0, checked_density(density), at)
     return Recipe(density=schedule, allocation=named_allocation(allocation), every=1_000_000_000, until=at)
 
 
@@ -120,7 +121,7 @@ def gmp(
     density: float = 0.1, *, begin: float = 0.0, end: float = 0.7, every: int = 20, allocation: Any = "global"
 ) -> Recipe:
     """Gradual magnitude pruning: the smallest weights go along a cubic. Zhu and Gupta (2017)."""
-    schedule = Cubic(1.0, _density(density), begin, end)
+    schedule = Cubic(1.0, checked_density(density), begin, end)
     return Recipe(density=schedule, allocation=named_allocation(allocation), every=every, until=end)
 
 
@@ -134,7 +135,7 @@ def rigl(
 ) -> Recipe:  # fmt: skip
     """Sparse from the start; drop the smallest, grow where the dense gradient is largest. Evci et al. (2020)."""
     return Recipe(
-        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed),
+        density=Constant(checked_density(density)), allocation=named_allocation(allocation), start=Random(seed),
         grow=Gradient(), turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until,
         scale_start=True,
     )  # fmt: skip
@@ -147,7 +148,7 @@ def set_(
 ) -> Recipe:  # fmt: skip
     """Sparse from the start; drop the smallest weights and grow at random. Mocanu et al. (2018)."""
     return Recipe(
-        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed),
+        density=Constant(checked_density(density)), allocation=named_allocation(allocation), start=Random(seed),
         grow=Random(seed), turnover=Cosine(check("drop", drop, at_least=0, at_most=1), 0.0), every=every, until=until,
         scale_start=True,
     )  # fmt: skip
@@ -159,6 +160,6 @@ def static(density: float | None = None, *, allocation: Any = "erk", seed: int =
     if density is None:
         return Recipe(density=Constant(1.0), allocation=Uniform(), until=0.0)
     return Recipe(
-        density=Constant(_density(density)), allocation=named_allocation(allocation), start=Random(seed), until=0.0,
-        scale_start=True,
+        density=Constant(checked_density(density)), allocation=named_allocation(allocation), start=Random(seed),
+        until=0.0, scale_start=True,
     )  # fmt: skip

@@ -49,6 +49,7 @@ class Sparsifier:
     Attributes
     ----------
     masks : the kept entries by parameter name.
+    budgets : how many entries each weight is to keep.
     excluded : why each other parameter takes no part.
     views : the modules of a recipe with ``through`` by parameter name.
 
@@ -89,9 +90,10 @@ class Sparsifier:
         self._gradients: dict[str, Tensor] = {}
         self.views: dict[str, Any] = {}
         self.rounds: dict[str, Tensor] = {}
-        self._target = recipe.density(0, self.steps)
+        self._target, self.budgets = recipe.density(0, self.steps), {}
         self.masks = self._checked("masks", masks, every=True) if masks is not None else self._first_masks()
         self.counts = {name: int(mask.sum()) for name, mask in self.masks.items()}
+        self.budgets = {**self.counts, **(self.budgets if masks is None else {})}
         rules = [rule for rule in (recipe.score, recipe.grow) if rule is not None]
         self._reads_gradient = any("gradient" in getattr(rule, "needs", ("gradient",)) for rule in rules)
         if any("rounds" in getattr(rule, "needs", ()) for rule in rules):
@@ -144,6 +146,7 @@ class Sparsifier:
         rule = recipe.start or recipe.score
         scores = {name: self._score(rule, name).masked_fill(~masks[name], -torch.inf) for name in masks}
         counts = self._allocate(scores)
+        self.budgets = counts if first is not None else {}
         if first is not None:
             return {**masks, **first(self._seen(masks, counts, 0.0, scores.__getitem__))}
         for name in masks:
@@ -263,13 +266,13 @@ class Sparsifier:
             self._target = target
             reopens = recipe.grow is not None or self.views
             open_ = {n: self._allowed(n) if reopens else self.masks[n] for n in keep}
-            self.counts = self._allocate({n: keep[n].float().masked_fill(~open_[n], -torch.inf) for n in keep})
+            self.budgets = self._allocate({n: keep[n].float().masked_fill(~open_[n], -torch.inf) for n in keep})
         share = 0.0
         if recipe.turnover is not None and recipe.until > 0:
             share = recipe.turnover(min(self.step_count / (recipe.until * self.steps), 1.0), 1.0)
         grow = (lambda name: self._score(recipe.grow, name)) if recipe.grow is not None else None
         move = recipe.move or (afresh if self.views else within_layers)
-        for name, following in move(self._seen(self.masks, self.counts, share, keep.__getitem__, grow)).items():
+        for name, following in move(self._seen(self.masks, self.budgets, share, keep.__getitem__, grow)).items():
             changed = following != self.masks[name]
             self.masks[name], self.counts[name] = following, int(following.sum())
             if not self.views:
@@ -337,7 +340,7 @@ class Sparsifier:
         """Masks, counts and position."""
         return {
             "step": self.step_count, "steps": self.steps, "recipe": repr(self.recipe), "target": self._target,
-            "round": self.round_count, "spent": self._spent, "counts": dict(self.counts),
+            "round": self.round_count, "spent": self._spent, "budgets": dict(self.budgets),
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "rounds": {name: rounds.clone() for name, rounds in self.rounds.items()},
         }  # fmt: skip
@@ -353,7 +356,8 @@ class Sparsifier:
             if state[name] != mine:
                 raise InputError(f"{name}: got {mine}, want {state[name]}, as in the saved state")
         masks = self._checked("state", state["masks"], every=True)
-        self.masks, self.counts = masks, dict(state["counts"])
+        self.masks, self.budgets = masks, dict(state["budgets"])
+        self.counts = {name: int(mask.sum()) for name, mask in masks.items()}
         self.step_count, self._target = state["step"], state["target"]
         self.round_count, self._spent = state["round"], state["spent"]
         self.rounds = {name: rounds.clone() for name, rounds in state["rounds"].items()}
