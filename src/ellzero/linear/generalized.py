@@ -68,7 +68,7 @@ def pick(datafit: Any, penalty: Any, outputs: int | None = None) -> SimpleNamesp
 
 def _least(module: Any, penalty: Any, name: str) -> SimpleNamespace:
     def solve(x, y, start=None, **options):
-        if module is coordinate_descent and start is not None:
+        if start is not None:
             options["start"] = start[0]
         return module.solve(x, y, penalty, **options)
 

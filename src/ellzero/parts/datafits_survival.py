@@ -1,7 +1,7 @@
 """Survival times: Cox's partial likelihood, with Breslow's and Efron's treatment of ties.
 
-Lives here: ``Cox``. Does not live here: losses that are a mean over samples (``datafits``), baseline hazards (the
-linear wing's estimator).
+Lives here: ``Cox``, with the baseline hazard. Does not live here: losses that are a mean over samples (``datafits``),
+the estimator (``linear.survival``).
 """
 
 from __future__ import annotations
@@ -117,6 +117,19 @@ class Cox(Datafit):
         at_one = self.value(y, z, weights) - (self.gradient(y, z, weights) * z).sum()
         return factor * at_one + (1 - factor) * at_zero
 
+    def baseline(self, y: Any, z: Any, weights: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """The times with events, rising, and the cumulative hazard of z = 0 up to and with each of them.
+
+        A tie raises it by the sum of its ``v / S_t``: Breslow (1974), and under ``"efron"`` Efron's form of it.
+        """
+        terms, z, v = self._inputs(y, z, weights)
+        top = float(z.max())
+        rises = terms.mass * float(v.sum()) * np.exp(-top) / _numbers(self._sums(terms, namespace(z).exp(z - top) * v))
+        total = np.bincount(terms.tie, rises, minlength=terms.ties)
+        times = np.empty(terms.ties)
+        times[terms.death_tie] = _numbers(self.check_targets(y))[terms.death, 0]
+        return times[::-1], np.cumsum(total[::-1])
+
     def constant(self, y: Any, weights: Any = None) -> float:
         """0: a constant changes nothing."""
         return 0.0
@@ -185,5 +198,5 @@ def _add_at(total: Any, index: np.ndarray, values: Any) -> Any:
     return total
 
 
-def _numbers(weights: Any) -> np.ndarray:
-    return weights.detach().cpu().numpy().astype(np.float64) if is_torch(weights) else weights
+def _numbers(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy().astype(np.float64) if is_torch(values) else values

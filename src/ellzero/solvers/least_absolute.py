@@ -39,6 +39,7 @@ def solve(
     sample_weight: Any = None,
     tol: float = 1e-6,
     max_iter: int = 100,
+    start: np.ndarray | None = None,
 ) -> Solution:
     """Minimise the (weighted) mean of ``|y - X w - b|`` plus the penalty.
 
@@ -49,13 +50,19 @@ def solve(
     penalty : ``L1``, with its weights (0: free, infinite: out) and sign.
     tol : duality gap relative to the objective at w = 0. Simplex solutions are exact to about 1e-9.
     max_iter : linear programs at most, each with more columns than the one before.
+    start : ``[p]`` coefficients: the columns with nonzeros are in the first program.
 
     Raises
     ------
     InputError : bad shapes or values, another penalty, alpha = 0.
     """
     tol, max_iter = _settings(tol, max_iter)
-    return _Program(x, y, penalty, fit_intercept, sample_weight).descend(penalty.alpha, tol, max_iter)
+    program = _Program(x, y, penalty, fit_intercept, sample_weight)
+    if start is not None:
+        start = check_array("start", np.asarray(start, dtype=np.float64), shape=program.weights.shape)
+        usable = np.isfinite(program.weights) & (program.weights > 0) & (start > 0 if program.positive else start != 0)
+        program.take(np.flatnonzero(usable), np.sign(start[usable]))
+    return program.descend(penalty.alpha, tol, max_iter)
 
 
 @register(kind="solver", source="Wang, Li and Jiang (2007); Koenker (2005)", name="least_absolute")
@@ -169,13 +176,19 @@ class _Program:
             chosen = chosen[np.argpartition(over[chosen], -room)[-room:]]
         if not len(chosen):
             return False
-        rows = sparse.diags_array(signs[chosen]) @ self._rows(chosen)
+        self.take(chosen, signs[chosen])
+        return True
+
+    def take(self, chosen: np.ndarray, signs: np.ndarray) -> None:
+        """Add the rows of some columns, each on the side of its sign; empty columns are passed over."""
+        rows = sparse.diags_array(signs) @ self._rows(chosen)
         sizes = abs(rows).sum(axis=1)
+        full = np.flatnonzero(sizes)
+        rows, sizes, chosen, signs = rows[full], sizes[full], chosen[full], signs[full]
         self.rows = sparse.vstack([self.rows, sparse.diags_array(1 / sizes) @ rows], format="csr")
         self.sizes = np.concatenate([self.sizes, sizes])
         self.columns = np.concatenate([self.columns, chosen])
-        self.signs = np.concatenate([self.signs, signs[chosen]])
-        return True
+        self.signs = np.concatenate([self.signs, signs])
 
     def _linear_program(self, alpha):
         """theta ``[n]``, the prices of the rows, the intercept and the free coefficients."""
