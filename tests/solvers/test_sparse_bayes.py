@@ -48,10 +48,11 @@ def test_the_likelihood_never_falls(seed, update, learned):
     assert not fitted.converged
 
 
-@pytest.mark.parametrize("update", ["fixed_point", "majorise", "em"])
-def test_it_ends_where_the_likelihood_is_stationary(update):
+@pytest.mark.parametrize(("update", "tol"), [("fixed_point", 1e-9), ("majorise", 1e-9), ("em", 1e-7)])
+def test_it_ends_where_the_likelihood_is_stationary(update, tol):
     planted = planted_regression(60, 40, 5, snr=30, seed=3)
-    fitted = sparse_bayes(planted.X, planted.y, update=update, noise=planted.noise_level**2, tol=1e-9, max_iter=20000)
+    fitted = sparse_bayes(planted.X, planted.y, update=update, noise=planted.noise_level**2, tol=tol, max_iter=20000)
+    assert fitted.converged
     assert set(planted.support) <= set(fitted.support)
     assert len(fitted.support) <= 12 or update == "em"
     large = fitted.gamma > 1e-3
@@ -63,11 +64,11 @@ def test_it_ends_where_the_likelihood_is_stationary(update):
 def test_updates_agree_where_the_noise_is_known():
     planted = planted_regression(80, 50, 4, snr=50, seed=0)
     runs = [
-        sparse_bayes(planted.X, planted.y, update=update, noise=planted.noise_level**2, tol=1e-8, max_iter=20000).mean
+        sparse_bayes(planted.X, planted.y, update=update, noise=planted.noise_level**2, tol=1e-6, max_iter=20000).mean
         for update in ("fixed_point", "majorise", "em")
     ]
     for mean in runs[1:]:
-        assert np.linalg.norm(mean - runs[0]) <= 0.03 * np.linalg.norm(runs[0])
+        assert np.linalg.norm(mean - runs[0]) <= 0.005 * np.linalg.norm(runs[0])
 
 
 @pytest.mark.parametrize("update", ["fixed_point", "majorise", "em"])
