@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy(
         "cross_validate_path": "bundles",
         "difficulty": "preconditioned",
         "fit_bundle": "bundles",
+        "kronecker_bayes": "ellzero.solvers.kronecker_bayes",
         "orthogonal_mp": "pursuit",
     },
     ("artefact", "bayes", "best_subset", "bundles", "concepts", "contexts", "estimators", "frame_model", "frontier",
