@@ -39,7 +39,7 @@ class Recipe:
     scale_start : scale the first weights of each row by its own kept fan-in.
     move : how masks move at an update (``moves``); None for drop and grow within each layer.
     through : what the network sees of weights that stay dense underneath (``views``), called as
-        ``through(weight, mask)``; None where a dropped weight is zero.
+        ``through(name, weight, mask)``; None where a dropped weight is zero.
     penalty : added to the derivatives before each optimiser step, called as ``penalty(weights, gradients, progress)``
         with mappings by name, giving tensors by name.
     dense_momentum : the optimiser sees dense derivatives and remembers dropped entries.

@@ -161,7 +161,7 @@ class Sparsifier:
     def _cover(self, holders: Mapping[int, list[tuple[str, nn.Module]]]) -> None:
         """Put a view between each weight and the modules that hold it."""
         for name, weight in self.weights.items():
-            view = self.recipe.through(weight, self.masks[name])
+            view = self.recipe.through(name, weight, self.masks[name])
             self.views[name] = view
             for own, module in holders[id(weight)]:
                 parametrize.register_parametrization(module, own.rpartition(".")[2], view, unsafe=True)
@@ -279,6 +279,7 @@ class Sparsifier:
                 self.weights[name].masked_fill_(changed, 0)  # what leaves is zero, what comes starts there
                 if not recipe.dense_momentum:
                     reset_state(self.optimizer, self.weights[name], changed)
+        self._follow_views()
         for name, rounds in self.rounds.items():
             rounds += self.masks[name]
 

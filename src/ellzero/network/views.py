@@ -3,7 +3,7 @@
 Lives here: ``View`` (the frame: a module between a parameter and its layer) and ``Through`` (a mask with a gradient
 rule and a share of the dropped that still shows). Does not live here: the rules themselves (``parts.gradients``), masks
 (``sparsifier``), views with parameters of their own (beside the recipes that need them).
-A recipe's ``through`` is called as ``through(weight, mask)`` for each weight and gives its view.
+A recipe's ``through`` is called as ``through(name, weight, mask)`` for each weight and gives its view.
 """
 
 from __future__ import annotations
@@ -87,5 +87,5 @@ class Through:
     showing: Callable[[float], float] | None = None
     decay: float = 0.0
 
-    def __call__(self, weight: Tensor, mask: Tensor) -> View:
+    def __call__(self, name: str, weight: Tensor, mask: Tensor) -> View:
         return Dropped(mask, self.gradient, self.showing, self.decay)
