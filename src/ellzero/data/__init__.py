@@ -1,8 +1,9 @@
 """Data: generators whose ground truth is known, and real sets that ship with ellzero or lie under ``ELLZERO_DATA``.
 
 Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``dynamics`` (systems
-driven by paths) and ``sets`` (tables, images and texts by name). Does not live here: readers of the user's files
-(``io``), splits (``compare``), or the stream of a model's activations (``models``).
+driven by paths), ``multitask`` (related regression tasks), ``bandits`` (actions and their rewards) and ``sets``
+(tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), the
+stream of a model's activations (``models``).
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "data_root": "sets",
         "driven_systems": "dynamics",
+        "hidden_codeword_bandit": "bandits",
         "load": "sets",
+        "misspecified_bandit": "bandits",
         "planted_features": "generators",
         "planted_regression": "generators",
+        "shared_subspace_tasks": "multitask",
         "sparse_signals": "generators",
         "superposed_features": "generators",
         "texts": "sets",
     },
-    ("dynamics", "generators", "sets"),
+    ("bandits", "dynamics", "generators", "multitask", "sets"),
 )

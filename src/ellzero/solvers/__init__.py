@@ -26,6 +26,8 @@ __getattr__, __dir__, __all__ = lazy(
         "hard_thresholding",
         "least_absolute",
         "loss_pursuit",
+        "minimax",
+        "neighbour_gp",
         "null_space",
         "operators",
         "phase_retrieval",
