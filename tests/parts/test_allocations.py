@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ellzero.errors import InputError
 from ellzero.parts import allocations
-from ellzero.parts.allocations import ER, ERK, FromScores, Global, Uniform, kept_count
+from ellzero.parts.allocations import ER, ERK, Balanced, ERKPlus, FromScores, Global, Pyramidal, Uniform, kept_count
 from ellzero.registry import entries
 
 EXAMPLES = [entry.example() for entry in entries(kind="allocation") if entry.module == allocations.__name__]
@@ -30,7 +30,25 @@ def drawn_scores(shapes, seed, levels=None):
 
 
 def test_every_allocation_is_registered():
-    assert {type(example).__name__ for example in EXAMPLES} == {"ER", "ERK", "FromScores", "Global", "Uniform"}
+    named = {"ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform"}
+    assert {type(example).__name__ for example in EXAMPLES} == named
+
+
+def test_random_starts_spread_as_published():
+    shapes = {"a": (300, 784), "b": (100, 300), "c": (10, 100)}
+    balanced = Balanced().counts(shapes, 0.05)
+    assert balanced["c"] == 1000  # it would pass 1
+    assert abs(balanced["a"] - balanced["b"]) <= 1
+    p = Pyramidal().densities(shapes, 0.05)
+    assert p["b"] == pytest.approx(p["a"] ** 2)
+    assert p["c"] == pytest.approx(p["a"] ** 3)
+    assert sum(p[name] * math.prod(shape) for name, shape in shapes.items()) == pytest.approx(0.05 * 266200)
+    plus = ERKPlus().densities(shapes, 0.05)
+    assert plus["c"] == 1
+    assert plus["a"] / plus["b"] == pytest.approx(
+        ERK().densities(shapes, 0.01)["a"] / ERK().densities(shapes, 0.01)["b"]
+    )
+    assert ERKPlus().densities(shapes, 0.005) == ERK().densities(shapes, 0.005)
 
 
 @given(numel=st.integers(1, 10**7), hundredths=st.integers(0, 1000))

@@ -21,7 +21,7 @@ from ellzero.errors import InputError, check, check_integer
 from ellzero.io import artefacts
 from ellzero.io.atomic import write_json
 from ellzero.network import packed
-from ellzero.network.recipes import ALLOCATIONS, Recipe, dense, gmp, one_shot, rigl
+from ellzero.network.recipes import Recipe, dense, gmp, one_shot, rigl
 from ellzero.network.sparsifier import Report, Sparsifier
 from ellzero.parts.schedules import Cosine
 from ellzero.protocol import Data
@@ -262,5 +262,5 @@ class RigL:
 
 def methods() -> dict[str, Any]:
     """The methods of the comparison by name."""
-    gradual = [GradualMagnitude(allocation=name, name=f"gradual-{name}") for name in ALLOCATIONS]
+    gradual = [GradualMagnitude(allocation=name, name=f"gradual-{name}") for name in ("uniform", "erk", "global")]
     return {method.name: method for method in (Dense(), OneShot(), *gradual, RigL())}

@@ -17,7 +17,7 @@ import numpy as np
 from ellzero.errors import InputError, check
 from ellzero.registry import register
 
-__all__ = ["ER", "ERK", "FromScores", "Global", "Uniform", "kept_count"]
+__all__ = ["ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform", "kept_count"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -129,6 +129,72 @@ class ERK:
     def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
         """The kept fraction of each layer."""
         return _erdos_renyi(shapes, density, None)
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density), _sizes(shapes), density)
+
+
+@register(kind="allocation", source="arXiv:2202.02643", example=lambda: ERKPlus())
+@dataclass(frozen=True)
+class ERKPlus:
+    """``ERK`` with the last layer dense and the rest solved again. Liu et al. (2022), section 3.2.
+
+    Where the budget is less than twice the last layer, plain ``ERK``.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        found, sizes = ERK().densities(shapes, density), _sizes(shapes)
+        last, total = list(sizes)[-1], sum(sizes.values())
+        if len(sizes) == 1 or density * total < 2 * sizes[last]:
+            return found
+        rest = {name: shape for name, shape in shapes.items() if name != last}
+        left = (density * total - sizes[last]) / (total - sizes[last])
+        return {**ERK().densities(rest, min(max(left, 0.0), 1.0)), last: 1.0}
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density), _sizes(shapes), density)
+
+
+@register(kind="allocation", source="arXiv:2210.02412", example=lambda: Balanced())
+@dataclass(frozen=True)
+class Balanced:
+    """The same number of kept entries in every layer. Gadhikar et al. (2023).
+
+    Layers that would pass 1 are dense and the rest is solved again.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        check("density", density, at_least=0, at_most=1)
+        sizes = _sizes(shapes)
+        return _scaled({name: 1 / size for name, size in sizes.items()}, sizes, density)
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return _rounded(self.densities(shapes, density), _sizes(shapes), density)
+
+
+@register(kind="allocation", source="arXiv:2210.02412", example=lambda: Pyramidal())
+@dataclass(frozen=True)
+class Pyramidal:
+    """Sparser with depth: layer ``l`` keeps the fraction ``p ** l``, with one ``p`` that meets the budget.
+
+    Gadhikar et al. (2023). Depth is the order of the shapes.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        check("density", density, at_least=0, at_most=1)
+        sizes = _sizes(shapes)
+        low, high = 0.0, 1.0
+        for _ in range(100):  # the kept share rises with p
+            p = (low + high) / 2
+            kept = sum(p**depth * size for depth, size in enumerate(sizes.values(), 1))
+            low, high = (p, high) if kept < density * sum(sizes.values()) else (low, p)
+        return {name: min(high**depth, 1.0) for depth, name in enumerate(sizes, 1)}
 
     def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
         """The kept entries of each layer; their sum is exact."""
