@@ -1,14 +1,13 @@
 """EASE against one Cholesky inverse of the same size: time and peak memory.
 
     python benchmarks/ease.py [--items 6000] [--users 20000] [--per-user 60] [--dtype float32] [--repeats 3]
-                              [--clock wall] [--without-solve]
+                              [--without-solve] [--markdown FILE]
 
 The bound is LAPACK's own potrf and potri in place on a ready matrix (one triangle of it), and beside it scipy's
 ``cho_solve`` on the identity (``--without-solve`` leaves it out). Jobs take turns; the first turn is warm-up, except
-with ``--repeats 0``, which is for sizes where a job takes minutes: one turn, and it counts. ``--clock cpu`` counts
-processor seconds, which other work on the machine disturbs less; set OMP_NUM_THREADS=1 with it, as waiting threads
-count too. Memory is the process's peak beyond what the interactions hold, in arrays of items x items, measured in a
-fresh process.
+with ``--repeats 0``, which is for sizes where a job takes minutes: one turn, and it counts. Times are of the processor
+clock, which other work on the machine disturbs least: set OMP_NUM_THREADS=1, as waiting threads count too. Memory is
+the process's peak beyond what the interactions hold, in arrays of items x items, measured in a fresh process.
 
 The reach at 20,000 items is twice the time of potrf and potri, and 2.2 arrays. Measured there in float32 (100,000
 users, 6.8 million interactions, one thread): 1.15 times the time (75.9 s against 65.7 s), and 1.08 arrays.
@@ -17,15 +16,13 @@ users, 6.8 million interactions, one thread): 1.15 times the time (75.9 s agains
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 from scipy import linalg, sparse
-from threadpoolctl import threadpool_info
+from table import race, ratio, setting, write
 
 from ellzero.recommend import EASE
 from ellzero.recommend.ease import gram
@@ -72,45 +69,40 @@ def main() -> None:
     parser.add_argument("--per-user", type=int, default=60)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--without-solve", action="store_true", help="leave scipy's cho_solve out")
     parser.add_argument("--peak", action="store_true", help="print the peak memory of one fit, and nothing else")
+    parser.add_argument("--markdown", type=Path, help="the table to put the row into")
     options = parser.parse_args()
     if options.peak:
         print(peak_arrays(options))
         return
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
     matrix = make_interactions(options.users, options.items, options.per_user, options.dtype)
-    upper = gram(matrix, options.dtype)
-    full = np.asfortranarray(np.triu(upper) + np.triu(upper, 1).T)
-    full[np.diag_indices_from(full)] += 200
-    identity = np.eye(options.items, dtype=options.dtype)
+    lower = gram(matrix, options.dtype).T  # row-major and upper is column-major and lower
+    lower[np.diag_indices_from(lower)] += 200
     jobs = {
         "EASE.fit": lambda: EASE(200.0, dtype=options.dtype).fit(matrix),
         "its Gram matrix": lambda: gram(matrix, options.dtype),
-        "potrf + potri": lambda: in_place_inverse(full.copy(order="F")),
-        "scipy cho_solve": lambda: linalg.cho_solve(linalg.cho_factor(full), identity),
+        "potrf + potri": lambda: in_place_inverse(lower.copy(order="F")),
+        "scipy cho_solve": lambda: linalg.cho_solve(
+            linalg.cho_factor(lower, lower=True), np.eye(options.items, dtype=options.dtype)
+        ),
     }
     if options.without_solve:
         del jobs["scipy cho_solve"]
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(options.repeats + 1):
-        for name, job in jobs.items():
-            start = clock()
-            job()
-            if turn or not options.repeats:
-                seconds[name].append(clock() - start)
-    blas = [(lib["architecture"], lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"]
-    print(f"{options.users} users, {options.items} items, {matrix.nnz} interactions, {options.dtype}")
-    print(f"{options.clock} clock, BLAS {blas}")
-    for name, times in seconds.items():
-        print(f"{name:16} {statistics.median(times):8.3f} s  ({min(times):.3f} to {max(times):.3f} s)")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    for peer in list(jobs)[2:]:
-        print(f"EASE.fit / {peer}: {median['EASE.fit'] / median[peer]:.2f}")
+    print(f"{options.users} users, {options.items} items, {matrix.nnz} interactions, {options.dtype}; {setting()}")
+    times = race(jobs, options.repeats)
+    quotients = {peer: ratio(times["EASE.fit"], times[peer]) for peer in list(jobs)[2:]}
+    for peer, quotient in quotients.items():
+        print(f"EASE.fit / {peer}: {quotient:.2f}")
     command = [sys.executable, __file__, *sys.argv[1:], "--peak"]
     peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(f"peak memory of a fit: {peak:.2f} arrays of items x items (reach: at most 2.2)")
+    operation = f"EASE, {options.items} items, {matrix.nnz} interactions, {options.dtype}"
+    bound = f"items^3 operations; the Gram matrix takes {times['its Gram matrix']}"
+    cells = (str(times["EASE.fit"]), f"potrf + potri {times['potrf + potri']}", f"{quotients['potrf + potri']:.2f}")
+    rows = [(operation, *cells, "at most 2", "", bound, setting())]
+    rows.append((f"{operation}: memory", f"{peak:.2f} arrays", "", "", "at most 2.2", "", "1 array is the answer", ""))
+    write(options.markdown, rows)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """OMP over many targets against scikit-learn and SPAMS, interleaved in one process.
 
     python benchmarks/pursuit.py [--rows 1000] [--columns 10000] [--targets 64] [-k 50] [--threads 1] [--repeats 3]
+                                 [--markdown FILE]
 
 Prints medians and spread, ratios, and the time of the products alone: k products of the matrix with all residuals, in
 double and in single precision, which is what ``omp`` screens with. Warm-up is not counted. Supports are checked equal
-to scikit-learn's. SPAMS joins where it is installed (``pip install spams-bin``); it weighs columns by what they leave
-after projection (ORMP), so that its supports are its own.
+to scikit-learn's, which runs once, and to those of each target alone. SPAMS joins where it is installed (``pip install
+spams-bin``); it weighs columns by what they leave after projection (ORMP), so that its supports are its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import orthogonal_mp as peer_omp
-from threadpoolctl import threadpool_info, threadpool_limits
+from table import race, ratio, setting, write
+from threadpoolctl import threadpool_limits
 
 from ellzero.linear import orthogonal_mp
 from ellzero.rng import rng
@@ -39,18 +39,6 @@ def make_systems(rows: int, columns: int, targets: int, k: int) -> tuple[np.ndar
     return np.asfortranarray(X), np.asfortranarray(X @ W + 0.01 * generator.standard_normal((rows, targets)))
 
 
-def interleave(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds per job and repeat; the jobs take turns, the first turn is warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(repeats + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1000)
@@ -60,6 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gram", action="store_true", help="let all work from the Gram matrix")
+    parser.add_argument("--markdown", type=Path, help="the table to put the rows into")
     options = parser.parse_args()
     X, Y = make_systems(options.rows, options.columns, options.targets, options.k)
     single = X.astype(np.float32), Y.astype(np.float32)
@@ -76,17 +65,23 @@ def main() -> None:
     with threadpool_limits(options.threads):
         ours, theirs = jobs["ellzero"](), jobs["scikit-learn"]()
         assert np.array_equal(ours != 0, theirs != 0), "the supports differ"
-        seconds = interleave(jobs, options.repeats)
-        blas = {(lib["architecture"], lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"}
-    print(f"[{options.rows}, {options.columns}], {options.targets} targets, k = {k}, Gram: {gram}; BLAS {blas}")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, times in seconds.items():
-        print(f"{name:16} {median[name]:8.3f} s  ({min(times):.3f} to {max(times):.3f} s)")
-    for peer in ("scikit-learn", "SPAMS"):
-        if peer in median:
-            print(f"{peer} / ellzero: {median[peer] / median['ellzero']:.1f}")
-        else:
+        alone = np.stack([orthogonal_mp(X, y, k, gram=gram) for y in Y.T], axis=1)
+        assert np.array_equal(ours != 0, alone != 0), "the supports of one target alone differ"
+        print(f"[{options.rows}, {options.columns}], {options.targets} targets, k = {k}, Gram: {gram}; {setting()}")
+        times = race(jobs, options.repeats, once=["scikit-learn"])
+        where = setting()
+    operation = f"OMP, k = {k}, {options.targets} targets, {options.rows} x {options.columns}"
+    bound = f"{ratio(times['ellzero'], times['products float32']):.2f} times the products in float32"
+    rows = []
+    for peer, reach in (("SPAMS", 4), ("scikit-learn", 15)):
+        if peer not in times:
             print(f"{peer}: not installed")
+            continue
+        quotient = ratio(times["ellzero"], times[peer])
+        cells = (str(times["ellzero"]), f"{peer} {times[peer]}", f"{quotient:.3f} ({1 / quotient:.1f} times as fast)")
+        same = "supports: batched = single = scikit-learn's"
+        rows.append((f"{operation}, against {peer}", *cells, f"{reach} times as fast", same, bound, where))
+    write(options.markdown, rows)
 
 
 if __name__ == "__main__":
