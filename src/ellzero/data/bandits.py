@@ -106,7 +106,7 @@ def _against_least_squares(actions: np.ndarray, theta: np.ndarray, epsilon: floa
 
 
 @register(kind="generator", source="arXiv:2303.16998; arXiv:1910.03016", id="S159", wing="linear",
-          example=lambda: hidden_codeword_bandit(6, 3, n_actions=8))  # fmt: skip
+          example=lambda: hidden_codeword_bandit(8, 5, n_actions=8))  # fmt: skip
 def hidden_codeword_bandit(
     d: int = 24, s: int = 16, *, n_actions: int = 200, epsilon: float = 0.1, noise: float = 0.0, seed: int = 0
 ) -> SparseBandit:
