@@ -84,7 +84,7 @@ void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handl
     auto run = [&](const auto *index) {
         SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
             pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups,
-            windows ? 1 : batch, scale, bias};
+            windows ? 1 : batch, scale, bias, windows ? 0 : pattern.columns};
         with_group(pattern.group, [&](auto r) {
             sparse_product<decltype(r)::value>(w, x, batch, out.data(), batch, tile, n_threads);
         });

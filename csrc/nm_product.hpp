@@ -59,6 +59,36 @@ inline std::int64_t two_of_four(const float *value, const std::uint8_t *packed, 
     *sum += _mm512_reduce_add_ps(_mm512_add_ps(total[0], total[1]));
     return j;
 }
+#elif defined(__AVX2__)
+// Eight values pick from 16 neighbours; a pick stays within its four, which are half a register, and reads only the
+// two lowest bits of its place.
+template <>
+inline std::int64_t two_of_four(const float *value, const std::uint8_t *packed, const float *x, std::int64_t entries,
+                                float *sum) {
+    // the values of the fours 0, 2 | 1, 3 of the two registers of x
+    const __m256i shifts = _mm256_setr_epi32(0, 2, 8, 10, 4, 6, 12, 14);
+    Vec<float> total[4] = {Vec<float>::zero(), Vec<float>::zero(), Vec<float>::zero(), Vec<float>::zero()};
+    auto eight = [&](std::int64_t at, std::uint32_t word, Vec<float> &into) __attribute__((always_inline)) {
+        __m256i place = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(word)), shifts);
+        __m256 low = _mm256_permutevar_ps(_mm256_loadu_ps(x + 2 * at), place);
+        __m256 high = _mm256_permutevar_ps(_mm256_loadu_ps(x + 2 * at + 8), place);
+        __m256d own = _mm256_permute4x64_pd(_mm256_castps_pd(_mm256_loadu_ps(value + at)), 0b11011000);
+        into = fma(Vec<float>{_mm256_castpd_ps(own)}, Vec<float>{_mm256_blend_ps(low, high, 0b11001100)}, into);
+    };
+    std::int64_t j = 0;
+    for (; j + 32 <= entries; j += 32) {
+        std::uint64_t word;
+        std::memcpy(&word, packed + j / 4, sizeof word);
+        for (int u = 0; u < 4; ++u) eight(j + 8 * u, static_cast<std::uint32_t>(word >> (16 * u)), total[u]);
+    }
+    for (; j + 8 <= entries; j += 8) {
+        std::uint16_t word;
+        std::memcpy(&word, packed + j / 4, sizeof word);
+        eight(j, word, total[0]);
+    }
+    *sum += ((total[0] + total[1]) + (total[2] + total[3])).sum();
+    return j;
+}
 #endif
 
 template <class T>
@@ -69,7 +99,7 @@ void nm_part(const NMRows<T> &w, const T *x, std::int64_t batch, T *out, std::in
     const std::int64_t ptr[2] = {0, entries};
     for (std::int64_t i = from; i < to; ++i) {
         const T *bias = w.bias ? w.bias + i : nullptr;
-        SparseRows<T, std::uint32_t, T> row{ptr, index.data(), w.value + i * entries, 1, batch, nullptr, bias};
+        SparseRows<T, std::uint32_t, T> row{ptr, index.data(), w.value + i * entries, 1, batch, nullptr, bias, 0};
         if (batch == 1 && w.n == 2 && w.m == 4 && w.bits == 2) {
             T sum = T(0);
             std::int64_t done = two_of_four(row.value, w.place + i * w.bytes_per_row(), x, entries, &sum);

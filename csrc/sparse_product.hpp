@@ -54,6 +54,26 @@ template <class T, class Index, class Value> struct SparseRows {
     std::int64_t stride;
     const T *scale;  // per row, after the sum; null: 1
     const T *bias;   // per row; null: 0
+    std::int64_t columns = 0;  // rows of X, where they may be packed into slabs; 0: never
+};
+
+// Columns [begin, begin + width) of X with nothing between its rows. Rows that lie a power of two apart fall into few
+// sets of a cache and drive one another out; packed, a slab takes as much cache and as few pages as it has numbers.
+template <class T> class Slab {
+  public:
+    Slab(std::int64_t columns, std::int64_t tile) : tile(tile), room(columns * tile + 64 / sizeof(T)) {
+        auto at = reinterpret_cast<std::uintptr_t>(room.data());
+        first = room.data() + (63 & (64 - at % 64)) / sizeof(T);
+    }
+    const T *pack(const T *x, std::int64_t columns, std::int64_t stride, std::int64_t width) {
+        for (std::int64_t i = 0; i < columns; ++i) std::copy_n(x + i * stride, width, first + i * tile);
+        return first;
+    }
+    const std::int64_t tile;
+
+  private:
+    std::vector<T> room;
+    T *first;
 };
 
 // Parts of about equal work: an entry counts one, and so does a group, however empty.
@@ -76,10 +96,12 @@ template <class Run> void by_entries(const std::int64_t *ptr, std::int64_t group
 }
 
 // Columns [0, N * lanes) of one group's output, held in registers; `last` lanes of the last vector count.
+// Not inlined: within a larger function the compiler keeps the sums in memory.
 template <int R, int N, bool Partial, class T, class Index, class Value>
-inline void group_tile(const SparseRows<T, Index, Value> &w, std::int64_t g, const T *x, T *out, std::int64_t out_stride,
+__attribute__((noinline)) void group_tile(const SparseRows<T, Index, Value> &rows, std::int64_t g, const T *x, T *out, std::int64_t out_stride,
                        int last) {
     using V = Vec<T>;
+    const SparseRows<T, Index, Value> w = rows;  // a copy, which no store to `out` can change
     constexpr int chains = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;  // an fma waits four cycles for the one before it
     V sum[chains][R][N];
     for (int u = 0; u < chains; ++u)
@@ -87,7 +109,7 @@ inline void group_tile(const SparseRows<T, Index, Value> &w, std::int64_t g, con
             for (int j = 0; j < N; ++j) sum[u][r][j] = V::zero();
     const std::int64_t end = w.ptr[g + 1];
     std::int64_t k = w.ptr[g];
-    auto entry = [&](std::int64_t e, V(&into)[R][N]) {
+    auto entry = [&](std::int64_t e, V(&into)[R][N]) __attribute__((always_inline)) {
         const T *row = x + static_cast<std::int64_t>(w.index[e]) * w.stride;
         const T *later = x + static_cast<std::int64_t>(w.index[e + Pattern::ahead]) * w.stride;
         for (int j = 0; j < N; j += 64 / int(sizeof(V))) __builtin_prefetch(later + j * V::n);
@@ -118,29 +140,39 @@ inline void group_tile(const SparseRows<T, Index, Value> &w, std::int64_t g, con
     }
 }
 
-// out[i, :batch] = sum_k value[k] X[index[k], :batch] for the rows of the groups [from, to).
+// Columns [0, width) of the rows of the groups [from, to).
+template <int R, class T, class Index, class Value>
+void tile_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t width, T *out, std::int64_t out_stride,
+               std::int64_t from, std::int64_t to) {
+    constexpr int n = Vec<T>::n;
+    constexpr int widest = sizeof(Vec<T>) == 64 ? (R == 1 ? 8 : R == 4 ? 4 : 2) : (R == 1 ? 8 : R == 4 ? 2 : 1);
+    for (std::int64_t g = from; g < to; ++g) {
+        std::int64_t b = 0;
+        T *row = out + g * R * out_stride;
+        if constexpr (widest >= 8)
+            for (; b + 8 * n <= width; b += 8 * n) group_tile<R, 8, false>(w, g, x + b, row + b, out_stride, n);
+        if constexpr (widest >= 4)
+            for (; b + 4 * n <= width; b += 4 * n) group_tile<R, 4, false>(w, g, x + b, row + b, out_stride, n);
+        if constexpr (widest >= 2)
+            for (; b + 2 * n <= width; b += 2 * n) group_tile<R, 2, false>(w, g, x + b, row + b, out_stride, n);
+        for (; b + n <= width; b += n) group_tile<R, 1, false>(w, g, x + b, row + b, out_stride, n);
+        if (b < width) group_tile<R, 1, true>(w, g, x + b, row + b, out_stride, static_cast<int>(width - b));
+    }
+}
+
+// out[i, :batch] = sum_k value[k] X[index[k], :batch] for the rows of the groups [from, to), `tile` columns at a time.
 template <int R, class T, class Index, class Value>
 void product_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t batch, T *out,
                   std::int64_t out_stride, std::int64_t tile, std::int64_t from, std::int64_t to) {
-    constexpr int n = Vec<T>::n;
-    constexpr int widest = sizeof(Vec<T>) == 64 ? (R == 1 ? 8 : R == 4 ? 4 : 2) : (R == 1 ? 8 : R == 4 ? 2 : 1);
+    // a column of X that few entries read is not worth a copy
+    const bool packed = w.columns > 0 && tile < batch && w.ptr[to] - w.ptr[from] >= 6 * w.columns;
+    Slab<T> slab(packed ? w.columns : 0, tile);
+    SparseRows<T, Index, Value> within = w;
+    if (packed) within.stride = tile;
     for (std::int64_t begin = 0; begin < batch; begin += tile) {
-        const std::int64_t end = std::min(begin + tile, batch);
-        for (std::int64_t g = from; g < to; ++g) {
-            std::int64_t b = begin;
-            T *row = out + g * R * out_stride;
-            if constexpr (widest >= 8)
-                for (; b + 8 * n <= end; b += 8 * n)
-                    group_tile<R, 8, false>(w, g, x + b, row + b, out_stride, n);
-            if constexpr (widest >= 4)
-                for (; b + 4 * n <= end; b += 4 * n)
-                    group_tile<R, 4, false>(w, g, x + b, row + b, out_stride, n);
-            if constexpr (widest >= 2)
-                for (; b + 2 * n <= end; b += 2 * n)
-                    group_tile<R, 2, false>(w, g, x + b, row + b, out_stride, n);
-            for (; b + n <= end; b += n) group_tile<R, 1, false>(w, g, x + b, row + b, out_stride, n);
-            if (b < end) group_tile<R, 1, true>(w, g, x + b, row + b, out_stride, static_cast<int>(end - b));
-        }
+        const std::int64_t width = std::min(tile, batch - begin);
+        const T *at = packed ? slab.pack(x + begin, w.columns, w.stride, width) : x + begin;
+        tile_part<R>(within, at, width, out + begin, out_stride, from, to);
     }
 }
 

@@ -38,6 +38,7 @@ import numpy as np
 
 from ellzero import kernels
 from ellzero.kernels import reference
+from ellzero.kernels.sparse import Pattern, nm_product, pack_places
 
 assert "build/sanitize" in kernels.native.__file__
 end, count, draw = time.monotonic() + float(sys.argv[1]), 0, np.random.default_rng()
@@ -50,6 +51,21 @@ while time.monotonic() < end:
     values, indices = reference.top_k(x, k)
     assert np.array_equal(found.indices, indices), (rows, n, k, levels, x.dtype)
     assert np.array_equal(found.values, values, equal_nan=True), (rows, n, k, levels, x.dtype)
+    group, rows, columns = int(draw.choice([1, 4, 8])), int(draw.integers(0, 9)), int(draw.integers(1, 90))
+    batch, dtype = int(draw.integers(0, 300)), draw.choice([np.float32, np.float64])
+    mask = draw.random((rows, columns)) < draw.choice([0, 0.1, 0.5, 1])
+    pattern = Pattern(np.concatenate([[0], np.cumsum(mask.sum(1))]), np.nonzero(mask)[1], group=group, columns=columns)
+    value = draw.standard_normal((len(pattern.index), group)).astype(dtype)
+    x, grad = (draw.standard_normal((n, batch)).astype(dtype) for n in (columns, pattern.rows))
+    found = pattern.product(value, x, n_threads=int(draw.integers(1, 4)))
+    want = pattern._reference(value, x, None, None)
+    assert np.allclose(found, want, rtol=1e-3, atol=1e-3), (group, rows, columns, batch, dtype)
+    pattern.values_gradient(grad, x, n_threads=int(draw.integers(1, 4)))
+    m = int(draw.integers(1, 9))
+    n, blocks = int(draw.integers(1, m + 1)), int(draw.integers(0, 40))
+    place = np.sort(np.argsort(draw.random((rows, blocks, m)), axis=-1)[..., :n], axis=-1).reshape(rows, blocks * n)
+    value, x = (draw.standard_normal(s).astype(dtype) for s in ((rows, blocks * n), (blocks * m, min(batch, 40))))
+    nm_product(pack_places(place.astype(np.uint8), m), value, x, n=n, m=m)
     count += 1
 print(f"{kernels.isa}: {count} random inputs, no finding")
 PYTHON

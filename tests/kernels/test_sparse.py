@@ -120,6 +120,65 @@ def test_any_mask(seed, rows, columns, density, group):
     np.testing.assert_allclose(pattern.product(value, x), dense(pattern, value) @ x, atol=1e-11)
 
 
+def misaligned(array):
+    """The same numbers at an address that is no multiple of the register, nor of 8 bytes."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64 + array.itemsize
+    out = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("groups", "columns"), [(1, 1), (7, 1), (1, 13), (13, 31), (101, 3)])
+def test_adversarial_shapes_at_odd_addresses(group, groups, columns):
+    """One column, one row, primes; empty and full rows; no batch; buffers at odd addresses."""
+    for density in (0.0, 0.4, 1.0):
+        g = np.random.default_rng(groups)
+        mask = g.random((groups, columns)) < density
+        ptr = np.concatenate([[0], np.cumsum(mask.sum(1))])
+        pattern = Pattern(ptr, np.nonzero(mask)[1], group=group, columns=columns)
+        value = misaligned(g.standard_normal((len(pattern.index), group)).astype(np.float32))
+        for batch in (0, 1, 5, 71):
+            x, grad = (misaligned(g.standard_normal((n, batch)).astype(np.float32)) for n in (columns, pattern.rows))
+            W = dense(pattern, value)
+            np.testing.assert_allclose(pattern.product(value, x), W @ x, rtol=1e-4, atol=1e-4)
+            full = (grad @ x.T).reshape(groups, group, columns)[pattern.row_of(), :, pattern.index]
+            np.testing.assert_allclose(pattern.values_gradient(grad, x), full, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_wide_batches_in_slabs_are_the_whole_to_the_bit(group, kind):
+    """A batch taken a slab at a time, copied together or not, gives each column what it gets alone among others."""
+    g = np.random.default_rng(5)
+    mask = g.random((64, 4000)) < 0.2
+    ptr = np.concatenate([[0], np.cumsum(mask.sum(1))])
+    pattern = Pattern(ptr, np.nonzero(mask)[1], group=group, columns=4000)
+    value = g.standard_normal((len(pattern.index), group)).astype(kind)
+    x = g.standard_normal((4000, 150)).astype(kind)
+    out = pattern.product(value, x)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(pattern.product(value, x, n_threads=threads), out)
+    np.testing.assert_allclose(out, dense(pattern, value) @ x, rtol=2e-4, atol=2e-3 if kind is np.float32 else 1e-10)
+
+
+def test_missing_and_infinite_numbers_in_two_of_four():
+    """As the reference over stored entries: a group's other columns are not read, whatever stands there."""
+    g = np.random.default_rng(0)
+    place = np.sort(np.argsort(g.random((3, 24, 4)), axis=-1)[..., :2], axis=-1)
+    value = g.standard_normal((3, 48)).astype(np.float32)
+    packed = pack_places(place.reshape(3, -1).astype(np.uint8), 4)
+    x = g.standard_normal((96, 1)).astype(np.float32)
+    used = (np.arange(0, 96, 4)[None, :, None] + place).reshape(3, -1)
+    bad = np.setdiff1d(np.arange(96), used[0])[:5]
+    x[bad[:3]], x[bad[3:]] = np.nan, np.inf
+    out = nm_product(packed, value, x, n=2, m=4)
+    assert np.isfinite(out[0]).all()
+    for i in (1, 2):
+        assert np.isfinite(out[i]).all() == (not np.isin(bad, used[i]).any())
+
+
 def test_more_columns_than_sixteen_bits():
     pattern = Pattern([0, 2], [0, 70_000], columns=70_001)
     assert pattern.index.dtype == np.uint32

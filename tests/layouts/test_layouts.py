@@ -283,6 +283,63 @@ def test_a_users_layout_and_operator_join_in_few_lines(tmp_path):
     del base._LAYOUTS["test-diagonal"]
 
 
+def test_matrices_without_rows_or_columns(tmp_path):
+    for shape in ((0, 12), (8, 0), (0, 0)):
+        W = np.zeros(shape, np.float32)
+        for kind in (CSR, RowGroup, Condensed, Bitmask, NM):
+            stored = kind.from_dense(W)
+            stored.save(tmp_path / "w.safetensors")
+            stored = base.load(tmp_path / "w.safetensors")
+            assert stored.to_dense().shape == shape
+            for batch in (0, 1, 3):
+                assert (
+                    stored.matmul(np.ones((shape[1], batch), np.float32)).tolist()
+                    == np.zeros((shape[0], batch)).tolist()
+                )
+                assert stored.rmatmul(np.ones((shape[0], batch), np.float32)).shape == (shape[1], batch)
+
+
+def test_files_are_read_and_written_by_other_tools(tmp_path):
+    """Packed -> safetensors -> dense with NumPy and SciPy alone, and back from arrays that they made, to the bit."""
+    import scipy.sparse
+    from safetensors.numpy import load_file
+
+    W = matrix()
+    W[5, 7], W[6, 8] = np.inf, np.float32(1e-40)  # a subnormal
+    CSR.from_dense(W).save(tmp_path / "csr.safetensors")
+    raw = load_file(tmp_path / "csr.safetensors")
+    theirs = scipy.sparse.csr_matrix((raw["value"][:, 0], raw["index"].astype(np.int32), raw["ptr"]), shape=W.shape)
+    assert theirs.toarray().tobytes() == W.tobytes()
+    back = CSR.from_parts({"ptr": theirs.indptr.astype(np.int64), "index": theirs.indices.astype(np.int64),
+                           "value": theirs.data[:, None]}, {"shape": W.shape, "group": 1})  # fmt: skip
+    assert back.to_dense().tobytes() == W.tobytes()
+    Condensed.from_dense(W).save(tmp_path / "condensed.safetensors")
+    raw = load_file(tmp_path / "condensed.safetensors")
+    dense = np.zeros_like(W)
+    np.put_along_axis(rows := dense[raw["kept"]], raw["index"].astype(np.int64), raw["value"], axis=1)
+    dense[raw["kept"]] = rows
+    assert dense.tobytes() == W.tobytes()
+    RowGroup.from_dense(W, group=4).save(tmp_path / "groups.safetensors")
+    raw = load_file(tmp_path / "groups.safetensors")
+    dense = np.zeros((6, 4, 36), np.float32)
+    for g in range(6):
+        at = slice(*raw["ptr"][g : g + 2])
+        dense[g][:, raw["index"][at]] = raw["value"][at].T
+    assert dense.reshape(W.shape).tobytes() == W.tobytes()
+    Bitmask.from_dense(W).save(tmp_path / "bits.safetensors")
+    raw = load_file(tmp_path / "bits.safetensors")
+    dense = np.zeros(W.size, np.float32)
+    dense[np.unpackbits(raw["bits"])[: W.size].astype(bool)] = raw["value"]
+    assert dense.tobytes() == W.tobytes()
+    kept = np.where(KeepNM(2, 4).support(np.abs(W)), W, 0)
+    NM.from_dense(kept, n=2, m=4).save(tmp_path / "nm.safetensors")
+    raw = load_file(tmp_path / "nm.safetensors")
+    place = (raw["place"][:, :, None] >> np.uint8([0, 2, 4, 6]) & 3).reshape(24, -1)[:, : raw["value"].shape[1]]
+    dense = np.zeros_like(W)
+    np.put_along_axis(dense, np.repeat(np.arange(0, 36, 4), 2) + place, raw["value"], axis=1)
+    assert dense.tobytes() == kept.tobytes()
+
+
 def test_refusals(tmp_path):
     W = np.ones((6, 6), np.float32)
     for call, words in [

@@ -134,6 +134,33 @@ def test_under_torch_compile():
     assert sparse.value.grad is not None
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", ["csr", "row-group", "condensed"])
+def test_convolutions_under_torch_compile(kernel, layout):
+    torch._dynamo.reset()  # the modules of other tests count towards its limit of recompilations
+    torch.manual_seed(0)
+    dense = pruned(nn.Conv2d(4, 8, kernel, padding=kernel // 2))
+    compiled = torch.compile(SparseConv2d.from_conv(dense, layout), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for images in (1, 3):
+            x = torch.randn(images, 4, 6, 5)
+            torch.testing.assert_close(compiled(x), dense(x))
+
+
+def test_the_operators_hold_to_their_fakes():
+    from ellzero.layouts.torch_ops import Stored
+
+    pattern = as_layout(pruned(nn.Linear(8, 8)).weight, "row-group").pattern
+    stored = Stored(pattern)
+    value = torch.randn(len(pattern.index), 4, requires_grad=True)
+    x, bias = torch.randn(8, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, x, bias, 8))
+    image = torch.randn(2, 2, 5, 4)
+    torch.library.opcheck(
+        torch.ops.ellzero.stored_slide.default, (stored.handle, value.detach(), image, None, 8, [2, 2], [1, 1])
+    )
+
+
 @pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)
 def test_state_dict_copies_and_other_patterns(layout, options):
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from ellzero.errors import InputError  # noqa: E402
 from ellzero.layouts.nn import SparseConv2d, SparseLinear  # noqa: E402
 from ellzero.models import packing as module_under_test  # noqa: E402
-from ellzero.models.packing import finalize, load_finalized  # noqa: E402
+from ellzero.models.packing import finalize, load_finalized, report  # noqa: E402
 
 
 def prune(model, density=0.05, seed=0):
@@ -117,6 +117,28 @@ def test_the_report_says_where_dense_arithmetic_is_faster(monkeypatch):
     done = finalize(model, x, "csr", compare=True)
     assert done.report()[0].note == "dense int8 is 2.5x faster"
     assert "dense int8 is 2.5x faster" in str(done)
+
+
+def test_report_of_a_model(monkeypatch):
+    model, x = mlp(), torch.randn(4, 512)
+    before = report(model, x, repeats=1)
+    assert not any(isinstance(m, SparseLinear) for m in model.modules())
+    head, *lines = before.splitlines()
+    assert head.split() == ["layer", "shape", "density", "chosen", "bytes", "dense", "us", "foretold", "fp32", "bf16",
+                            "int8", "faster"]  # fmt: skip
+    assert [line.split()[1] for line in lines] == ["1024x512", "512x1024", "10x512"]
+    with pytest.raises(InputError, match="example_input: got none"):
+        report(model)
+    done = finalize(model, x, "csr", compare=True, repeats=1)
+    for row in done.report():
+        assert set(row.predicted) == {"dense", "csr"}
+        assert all(0 < spent < 1 for spent in row.predicted.values())
+    assert report(model) == str(done)
+    for line in report(model, x, repeats=1).splitlines()[1:]:
+        _, _, _, chosen, *numbers = line.split()
+        assert chosen == "csr"
+        assert all(float(number) > 0 for number in numbers[:7])
+    done.remove()
 
 
 SCRIPT = """

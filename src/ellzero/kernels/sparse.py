@@ -19,17 +19,16 @@ __all__ = ["GROUPS", "Pattern", "nm_product"]
 GROUPS = (1, 4, 8)
 """Rows that may share one pattern."""
 
-# A slab of x that a group of rows reads again and again: columns taken at a time, so that it stays in a core's L2.
-_TILE_BYTES = 768 * 1024
+# A slab of x that the rows read again and again: columns taken at a time, so that it stays in a core's L2 (512 KiB on
+# many a CPU, with room left for the values that pass through).
+_TILE_BYTES = 400 * 1024
 
 
-def _tile(features: int, batch: int, itemsize: int, group: int) -> int:
-    """Columns of the batch done at a time: all of them, or a multiple of 64 bytes' worth."""
-    lanes = 64 // itemsize
-    fits = max(_TILE_BYTES // max(features * itemsize, 1), 1) // (4 * lanes) * (4 * lanes)
-    # Ungrouped rows use an index once per pass: reading it again costs more than a slab that is too large.
-    least = 4 * lanes if group > 1 else 8 * lanes
-    return batch if batch <= max(fits, least) else max(fits, least)
+def _tile(features: int, batch: int, itemsize: int) -> int:
+    """Columns of the batch done at a time: all of them, or a multiple of 128 bytes' worth."""
+    step = 128 // itemsize
+    fits = max(_TILE_BYTES // max(features * itemsize, 1) // step, 1) * step
+    return batch if batch <= fits else fits
 
 
 def _threads(n_threads: int | None) -> int:
@@ -159,7 +158,7 @@ class Pattern:
             return out
         # the windows of a convolution overlap: together they are as large as x itself
         features = self.columns if x.ndim == 2 else -(-len(x) // batch)
-        tile = _tile(features, batch, kind.itemsize, self.group)
+        tile = _tile(features, batch, kind.itemsize)
         CHOICE.module.sparse_product(
             self._native, np.ascontiguousarray(value), x, out, _row(scale), _row(bias), tile, threads
         )
@@ -220,7 +219,7 @@ def nm_product(
         out = np.einsum("ij,ijb->ib", value, x[index]) if value.size else np.zeros((len(value), x.shape[1]), kind)
         return out if bias is None else out + bias[:, None]
     out = np.empty((len(value), x.shape[1]), kind)
-    tile = _tile(columns, x.shape[1], kind.itemsize, 1)
+    tile = _tile(columns, x.shape[1], kind.itemsize)
     CHOICE.module.nm_product(place, value, x, out, _row(bias), n, m, place_bits(m), tile, threads)
     return out
 
@@ -236,7 +235,7 @@ def pack_places(place: np.ndarray, m: int) -> np.ndarray:
     each = 8 // bits
     padded = np.zeros((len(place), -(-place.shape[1] // each) * each), np.uint8)
     padded[:, : place.shape[1]] = place
-    shifted = padded.reshape(len(place), -1, each) << (np.arange(each, dtype=np.uint8) * bits)
+    shifted = padded.reshape(len(place), padded.shape[1] // each, each) << (np.arange(each, dtype=np.uint8) * bits)
     return np.bitwise_or.reduce(shifted, axis=-1).astype(np.uint8)
 
 
@@ -245,7 +244,7 @@ def unpack_places(packed: np.ndarray, k: int, m: int) -> np.ndarray:
     bits = place_bits(m)
     each = 8 // bits
     spread = (packed[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
-    return np.minimum(spread.reshape(len(packed), -1)[:, :k].astype(np.int64), m - 1)
+    return np.minimum(spread.reshape(len(packed), packed.shape[1] * each)[:, :k].astype(np.int64), m - 1)
 
 
 def widened(value: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "ButterflyLinear": "butterfly_nn",
         "CSR": "grouped",
         "NM": "nm",
         "NMG": "nmg",
@@ -21,8 +22,11 @@ __getattr__, __dir__, __all__ = lazy(
         "Condensed": "condensed",
         "Layout": "base",
         "RowGroup": "grouped",
+        "SparseConv2d": "nn",
+        "SparseLinear": "nn",
         "load": "base",
+        "rearrange": "rearranging",
         "sparsify": "base",
     },
-    ("base", "bitmask", "block", "butterfly", "condensed", "grouped", "nm", "nmg"),
+    ("base", "bitmask", "block", "butterfly", "butterfly_nn", "condensed", "grouped", "nm", "nmg", "nn", "rearranging"),
 )

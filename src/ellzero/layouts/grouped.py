@@ -99,7 +99,11 @@ def _grouped(matrix: np.ndarray, group: int) -> tuple[Pattern, np.ndarray]:
     return Pattern(ptr, index, group=group, columns=columns), np.ascontiguousarray(blocks[at, :, index])
 
 
-@register(kind="layout", source="none", id="S028", example=lambda: CSR.from_dense(np.eye(4, dtype=np.float32)))
+@register(
+    kind="layout", source="arXiv:2302.04852", id="S028",
+    claim="both gradients at the stored places alone, with no dense matrix of the weight's size",
+    example=lambda: CSR.from_dense(np.eye(4, dtype=np.float32)),
+)  # fmt: skip
 class CSR(_Stored):
     """Each row its own nonzeros; 16-bit columns where they fit. SparseProp's storage (Nikdan et al., 2023).
 

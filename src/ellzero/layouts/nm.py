@@ -50,13 +50,13 @@ class NM(Layout):
         check_integer("n", n, at_least=1, at_most=m)
         if matrix.shape[1] % m:
             raise InputError(f"m: got {m}, want one that divides the {matrix.shape[1]} columns")
-        groups = matrix.reshape(len(matrix), -1, m)
+        groups = matrix.reshape(len(matrix), matrix.shape[1] // m, m)
         most = int(np.count_nonzero(groups, axis=-1).max(initial=0))
         if most > n:
             raise InputError(f"matrix: has {most} nonzeros within {m} columns, want at most {n}")
         place = np.sort(np.argsort(groups == 0, axis=-1, kind="stable")[..., :n], axis=-1)
-        value = np.take_along_axis(groups, place, axis=-1).reshape(len(matrix), -1)
-        return cls(matrix.shape, n, m, pack_places(place.reshape(len(matrix), -1).astype(np.uint8), m), value)
+        value = np.take_along_axis(groups, place, axis=-1).reshape(len(matrix), matrix.shape[1] // m * n)
+        return cls(matrix.shape, n, m, pack_places(place.reshape(value.shape).astype(np.uint8), m), value)
 
     @property
     def nnz(self) -> int:

@@ -23,7 +23,7 @@ __all__ = ["NMG"]
 
 
 @register(
-    kind="layout", id="S059", source="arXiv:2304.07613",
+    kind="layout", id="S059", source="arXiv:2304.07613", claim="n:m:g keeps more than blocks and nearly as much as n:m",
     example=lambda: NMG.from_dense(np.tile(np.eye(2, dtype=np.float32), (1, 2)), n=1, m=2, g=1),
 )  # fmt: skip
 class NMG(Layout):

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ellzero.errors import InputError, check_choice
-from ellzero.kernels.sparse import Pattern
 from ellzero.layouts import base
 from ellzero.layouts.base import Layout
 from ellzero.layouts.condensed import Condensed
+from ellzero.layouts.device import product_on_device
 from ellzero.layouts.grouped import CSR, RowGroup
-from ellzero.layouts.torch_ops import Stored, product
+from ellzero.layouts.torch_ops import Stored, product, slide
+from ellzero.registry import register
 
 __all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
 
@@ -72,7 +73,7 @@ class _Sparse(nn.Module):
         """The layout with the values as they are now."""
         if not self._train_values:
             return self._stored.of
-        tensors = {name: tensor.detach().numpy() for name, tensor in self._tensors().items()}
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in self._tensors().items()}
         return base.layouts()[self._facts["layout"]].from_parts(tensors, self._facts)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -85,6 +86,8 @@ class _Sparse(nn.Module):
 
     def _apply_weight(self, x: Tensor) -> Tensor:
         """``W x + bias`` for ``x`` ``[columns, batch]``."""
+        if x.device.type != "cpu":
+            return product_on_device(self._facts, self._tensors(), x, self.bias)
         if not self._train_values:
             return product(self._stored, None, x, self.bias)
         if self._facts["layout"] != Condensed.name:
@@ -162,8 +165,15 @@ class SparseLinear(_Sparse):
         return f"{self.in_features}, {self.out_features}, layout={self._facts['layout']}, density={density:.3f}"
 
 
+@register(
+    kind="model", wing="network", id="S090", source="arXiv:1911.09723", extra="torch",
+    claim="a sparse 1 x 1 convolution reads the image as it lies and does the stored share of the work",
+    example=lambda: SparseConv2d.from_conv(nn.Conv2d(4, 4, 1), "row-group"),
+)  # fmt: skip
 class SparseConv2d(_Sparse):
     """A convolution whose kernel ``[out, in * height * width]`` is in a layout: a drop-in for ``torch.nn.Conv2d``.
+
+    After Elsen et al. (2020): channels are the features, so that space lies along the registers.
 
     Parameters
     ----------
@@ -187,7 +197,6 @@ class SparseConv2d(_Sparse):
         if layout.shape[1] % area:
             raise InputError(f"layout: got {layout.shape[1]} columns, want a multiple of the kernel's {area} places")
         self.in_channels, self.out_channels = layout.shape[1] // area, layout.shape[0]
-        self._slides: dict[tuple[int, int], Pattern] = {}
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, layout: str | Layout = "csr", **settings: Any) -> SparseConv2d:
@@ -198,10 +207,6 @@ class SparseConv2d(_Sparse):
             as_layout(conv.weight.detach().flatten(1), layout, **settings), conv.bias, kernel_size=conv.kernel_size,
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
         )  # fmt: skip
-
-    def _hold(self, layout: Layout) -> None:
-        super()._hold(layout)
-        self._slides = {}
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
@@ -218,39 +223,21 @@ class SparseConv2d(_Sparse):
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
             rows = [self._apply_weight(image.reshape(self.in_channels, -1)) for image in x]
         elif self._can_slide(x):
-            return torch.stack([self._slide(image, size) for image in x])
+            padded = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+            return slide(self._stored, self.value, padded, self.bias, self.kernel_size, self.dilation)
         else:
             columns = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
             rows = [self._apply_weight(image) for image in columns]
-        return torch.stack(rows).reshape(len(x), self.out_channels, *size)
+        whole = rows[0] if len(rows) == 1 else x.new_empty(0) if not rows else torch.stack(rows)
+        return whole.reshape(len(x), self.out_channels, *size)
 
     def _can_slide(self, x: Tensor) -> bool:
         if not self._train_values or self._facts["layout"] == Condensed.name or self.stride != (1, 1):
             return False
+        if x.device.type != "cpu":
+            return False
         wanted = (x, self.value, self.bias)
         return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted))
-
-    def _slide(self, image: Tensor, size: list[int]) -> Tensor:
-        """Every output place in the rows of the padded image; the places beyond the right edge are cut off."""
-        padded = F.pad(image, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
-        height, width = padded.shape[1:]
-        batch = (size[0] - 1) * width + size[1]
-        pattern = self._slides.get((height, width))
-        if pattern is None:
-            taps = self.dilation[0] * np.arange(self.kernel_size[0])[:, None] * width
-            taps = (taps + self.dilation[1] * np.arange(self.kernel_size[1])).ravel()
-            offsets = (np.arange(self.in_channels)[:, None] * height * width + taps).ravel()
-            of = self._stored.of
-            columns = padded.numel() - batch + 1
-            pattern = Pattern(of.ptr, offsets[of.index], group=of.group, columns=columns)
-            self._slides = {(height, width): pattern}
-        bias = None if self.bias is None else self.bias.detach().numpy()
-        flat = np.ascontiguousarray(padded.detach().numpy()).reshape(-1)
-        out = pattern.slide(self.value.detach().numpy(), flat, batch, bias=bias, n_threads=torch.get_num_threads())
-        spread = torch.from_numpy(out)
-        whole = spread.new_empty(self.out_channels, size[0] * width)
-        whole[:, :batch] = spread
-        return whole.reshape(self.out_channels, size[0], width)[:, :, : size[1]]
 
     def extra_repr(self) -> str:
         return (

@@ -1,8 +1,8 @@
 """Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
 
-Lives here: ``Stored`` (a layout that operators can name) and ``product``. Does not live here: modules (``nn``), the
-loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a handle; the module that
-owns the layout keeps it alive.
+Lives here: ``Stored`` (a layout that operators can name), ``product`` and ``slide``. Does not live here: modules
+(``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a handle; the
+module that owns the layout keeps it alive.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from ellzero.kernels.sparse import Pattern
 from ellzero.layouts.base import Layout
 
-__all__ = ["Stored", "product"]
+__all__ = ["Stored", "product", "slide"]
 
 _ALIVE: weakref.WeakValueDictionary[int, Stored] = weakref.WeakValueDictionary()
 _NEXT = itertools.count()
@@ -33,6 +33,7 @@ class Stored:
         self.of = of
         self.rows, self.columns = (of.rows, of.columns) if isinstance(of, Pattern) else of.shape
         self.handle = next(_NEXT)
+        self._windows: dict[tuple[int, ...], Pattern] = {}
         _ALIVE[self.handle] = self
 
     def __deepcopy__(self, memo: Any) -> Stored:
@@ -45,6 +46,28 @@ class Stored:
     def turned(self) -> tuple[Pattern, np.ndarray]:
         """The pattern of the transpose and the places of its values; made when a gradient first asks for it."""
         return self.of.transposed()
+
+    def windows(self, image: tuple[int, int, int], kernel: list[int], dilation: list[int]) -> Pattern:
+        """The pattern of a kernel ``[rows, channels * height * width]`` as offsets into a flat image; the last is kept.
+
+        ``image`` is channels, height and width with the padding.
+        """
+        key = (*image, *kernel, *dilation)
+        if key not in self._windows:
+            channels, height, width = image
+            taps = dilation[0] * np.arange(kernel[0])[:, None] * width + dilation[1] * np.arange(kernel[1])
+            offsets = (np.arange(channels)[:, None] * height * width + taps.ravel()).ravel()
+            batch = _places(image, kernel, dilation)[2]
+            columns = channels * height * width - batch + 1
+            pattern = Pattern(self.of.ptr, offsets[self.of.index], group=self.of.group, columns=columns)
+            self._windows = {key: pattern}
+        return self._windows[key]
+
+
+def _places(image: tuple[int, ...], kernel: list[int], dilation: list[int]) -> tuple[int, int, int]:
+    """Height and width of the output, and the length of the run from its first place to its last in the flat image."""
+    high, wide = (image[1 + i] - dilation[i] * (kernel[i] - 1) for i in (0, 1))
+    return high, wide, (high - 1) * image[2] + wide
 
 
 def product(
@@ -95,6 +118,38 @@ def _values(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
 @_values.register_fake
 def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like)
+
+
+def slide(
+    stored: Stored, value: Tensor, x: Float[Tensor, "n channels height width"], bias: Tensor | None,
+    kernel_size: tuple[int, int], dilation: tuple[int, int],
+) -> Float[Tensor, "n rows high wide"]:  # fmt: skip
+    """A convolution of stride 1 on padded images, which are read as they lie and never unfolded; for inference."""
+    return _slide(stored.handle, value, x, bias, stored.rows, list(kernel_size), list(dilation))
+
+
+@torch.library.custom_op("ellzero::stored_slide", mutates_args=())
+def _slide(
+    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int]
+) -> Tensor:
+    image, threads = tuple(x.shape[1:]), torch.get_num_threads()
+    pattern = _ALIVE[handle].windows(image, kernel_size, dilation)
+    high, wide, batch = _places(image, kernel_size, dilation)
+    out = np.empty((len(x), rows, high, wide), _array(value).dtype)
+    row = None if bias is None else _array(bias)
+    for i, flat in enumerate(_array(x).reshape(len(x), -1)):
+        spread = np.empty((rows, high * image[2]), out.dtype)
+        spread[:, :batch] = pattern.slide(_array(value), flat, batch, bias=row, n_threads=threads)
+        out[i] = spread.reshape(rows, high, image[2])[:, :, :wide]  # places beyond the right edge are cut off
+    return torch.from_numpy(out)
+
+
+@_slide.register_fake
+def _(
+    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int]
+) -> Tensor:
+    high, wide, _ = _places(tuple(x.shape[1:]), kernel_size, dilation)
+    return x.new_empty((len(x), rows, high, wide))
 
 
 def _setup(ctx, inputs, output) -> None:

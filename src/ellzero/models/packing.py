@@ -13,8 +13,9 @@ import os
 import statistics
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +29,12 @@ from ellzero.io import artefacts, atomic
 from ellzero.layouts import base
 from ellzero.layouts.nn import SparseConv2d, SparseLinear, as_layout
 from ellzero.models.attach import Handle, attach, matching, swap
+from ellzero.models.layer_report import CANDIDATES, LayerReport, foretold, interleaved, table
 
-__all__ = ["Finalized", "LayerReport", "finalize", "load_finalized"]
+__all__ = ["Finalized", "LayerReport", "finalize", "load_finalized", "report"]
 
 KIND, VERSION = "finalized-model", 1
-_CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("csr", {}), ("row-group", {"group": 4}), ("row-group", {"group": 8}), ("condensed", {}), ("nm", {"n": 2, "m": 4}),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer: what was measured, and what was chosen. ``seconds`` maps each candidate to its median."""
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    batch: int
-    density: float
-    chosen: str
-    nbytes: int
-    dense_nbytes: int
-    seconds: Mapping[str, float]
-    others: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of the dense layer in bfloat16 and int8, where ``finalize(..., compare=True)`` asked for them."""
-
-    @property
-    def speedup(self) -> float:
-        """Dense time over the chosen one's."""
-        return self.seconds["dense"] / self.seconds[self.chosen]
-
-    @property
-    def note(self) -> str:
-        """Which dense arithmetic is faster than what was chosen; empty where none is."""
-        faster = {name: spent for name, spent in self.others.items() if spent < self.seconds[self.chosen]}
-        if not faster:
-            return ""
-        best = min(faster, key=faster.__getitem__)
-        return f"dense {best} is {self.seconds[self.chosen] / faster[best]:.1f}x faster"
+_DONE: weakref.WeakKeyDictionary[nn.Module, Finalized] = weakref.WeakKeyDictionary()
 
 
 class Finalized:
@@ -73,6 +42,7 @@ class Finalized:
 
     def __init__(self, model: nn.Module, handle: Handle | None, rows: Iterable[LayerReport], place: Mapping[str, Any]):
         self.model, self._handle, self._rows, self.place = model, handle, tuple(rows), dict(place)
+        _DONE[model] = self
 
     def report(self) -> tuple[LayerReport, ...]:
         """One row per layer that has zeros, in the order of the model."""
@@ -84,16 +54,7 @@ class Finalized:
             self._handle.remove()
 
     def __str__(self) -> str:
-        lines = [
-            f"{'layer':<28} {'shape':>12} {'density':>8} {'chosen':>12} {'bytes':>10} {'dense':>10} {'speed-up':>8}"
-        ]
-        for row in self._rows:
-            size = f"{row.shape[0]}x{row.shape[1]}"
-            lines.append(
-                f"{row.name:<28} {size:>12} {row.density:>8.3f} {row.chosen:>12} {row.nbytes:>10} "
-                f"{row.dense_nbytes:>10} {row.speedup:>7.2f}x {row.note}".rstrip()
-            )
-        return "\n".join(lines)
+        return table(self._rows)
 
     def save(self, path: str | os.PathLike) -> None:
         """The whole model in one safetensors file: packed layers, the other weights, and where they were measured."""
@@ -160,7 +121,8 @@ def finalize(
         size and number of threads are those that the choice is made for.
     layout : ``"auto"``, or the name of a layout that every such layer gets, measured or not (with its ``settings``).
     include : module names or glob patterns.
-    compare : also time each dense layer in bfloat16 and int8, and say in the report where that is faster.
+    compare : also time each dense layer in bfloat16 and int8, say in the report where that is faster, and put what the
+        cost model of this machine foretells beside what was measured (as ``report`` does).
     cache : a JSON file of earlier measurements, read and added to; what was measured elsewhere is measured again.
 
     Raises
@@ -188,10 +150,7 @@ def finalize(
         if name not in inputs:
             continue  # the example does not reach it
         row, fresh = _measure(name, module, inputs[name], layout, settings, at_least, repeats, known)
-        if compare:
-            timed = baselines(module, inputs[name], repeats)
-            row = replace(row, others={key: spent for key, spent in timed.items() if key != "dense"})
-        rows.append(row)
+        rows.append(_compared(row, module, inputs[name], repeats) if compare else row)
         if fresh is not None:
             chosen[name] = fresh
     known.write()
@@ -203,6 +162,55 @@ def finalize(
     elif handle is not None:
         handle = _again(model, handle, chosen)
     return Finalized(model, handle, rows, place())
+
+
+def report(model: nn.Module, example_input: Any = None, *, repeats: int = 9) -> str:
+    """A table of a model's sparse layers: density, layout, bytes, predicted and measured time, and dense ones beside.
+
+    The dense twin of each layer is timed in float32, and by torch in bfloat16 and (linear layers) int8; where one of
+    those is faster than what the layer has now, its line says so. A model that ``finalize`` has not seen is shown as
+    it would choose, and is left as it is.
+
+    Parameters
+    ----------
+    example_input : as for ``finalize``; may be left out for a model that ``finalize`` has seen in this process with
+        ``compare=True``.
+
+    Raises
+    ------
+    InputError : nothing is known of the model, and no input was given.
+    """
+    done = _DONE.get(model) if isinstance(model, nn.Module) else None
+    if example_input is None:
+        if done is None or not all(row.predicted for row in done.report()):
+            raise InputError("example_input: got none, want what the model is called with (its layers are timed on it)")
+        return table(done.report())
+    if done is None:
+        done = finalize(model, example_input, compare=True, repeats=repeats)
+        done.remove()
+        del _DONE[model]
+        return table(done.report())
+    layers = {row.name: model.get_submodule(row.name) for row in done.report()}
+    inputs = _inputs(model, layers, example_input)
+    rows = []
+    for row in done.report():
+        module = layers[row.name]
+        dense = _dense(module) if isinstance(module, SparseLinear | SparseConv2d) else module
+        now = {"dense": dense, **({} if module is dense else {row.chosen: module})}
+        seconds = interleaved(now, inputs[row.name], repeats)
+        row = replace(row, seconds={**row.seconds, **seconds}, batch=_batch(dense, inputs[row.name]))
+        rows.append(_compared(row, dense, inputs[row.name], repeats))
+    return table(rows)
+
+
+def _compared(row: LayerReport, dense: nn.Module, x: Tensor, repeats: int) -> LayerReport:
+    """With the times of other dense arithmetic, and those that the cost model foretells."""
+    timed = baselines(dense, x, repeats)
+    del timed["dense"]
+    stored = {"dense": 1.0, **{name: row.density for name in row.seconds if name != "dense"}}
+    if row.chosen != "dense":
+        stored[row.chosen] = row.stored
+    return replace(row, others=timed, predicted=foretold(row.shape, row.batch, stored))
 
 
 def _literal(name: str) -> str:
@@ -256,13 +264,13 @@ def _candidates(module: nn.Module, layout: str, settings: Mapping[str, Any]) -> 
     if layout != "auto":
         return {layout: build(module, layout, **settings).eval()}
     found = {}
-    for name, options in _CANDIDATES:
+    for label, (name, options) in CANDIDATES.items():
         try:
             stored = as_layout(module.weight.detach().flatten(1), name, **options)
         except InputError:
             continue  # the zeros do not have this form
         if stored.nnz < 0.9 * module.weight.numel():
-            found["-".join([name, *map(str, options.values())])] = build(module, stored).eval()
+            found[label] = build(module, stored).eval()
     return found
 
 
@@ -284,23 +292,9 @@ def _measure(
     nbytes = dense_nbytes if best == "dense" else built[best].layout.nbytes
     row = LayerReport(
         name, type(module).__name__, (weight.shape[0], weight.numel() // weight.shape[0]), _batch(module, x), density,
-        best, nbytes, dense_nbytes, seconds,
+        best, nbytes, dense_nbytes, seconds, stored=density if best == "dense" else built[best].layout.density,
     )  # fmt: skip
     return row, None if best == "dense" else built[best]
-
-
-def interleaved(modules: Mapping[str, Callable], x: Any, repeats: int) -> dict[str, float]:
-    """Median seconds of each module on ``x``, taken in turn so that all see the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in modules}
-    with torch.inference_mode():
-        for round_ in range(-2, repeats):
-            for name, module in modules.items():
-                started = time.perf_counter()
-                module(x)
-                spent = time.perf_counter() - started
-                if round_ >= 0:
-                    times[name].append(spent)
-    return {name: statistics.median(spent) for name, spent in times.items()}
 
 
 def _again(model: nn.Module, handle: Handle, chosen: Mapping[str, nn.Module]) -> Handle:
@@ -345,9 +339,11 @@ class _Cache:
 
     def key(self, module: nn.Module, density: float, batch: int, shape: Iterable[int], names: Iterable[str]) -> str:
         """Batches within a power of two and densities within a hundredth count as the same."""
-        conv = [] if isinstance(module, nn.Linear) else [list(module.stride), list(module.padding), list(shape)[-2:]]
-        facts = [type(module).__name__, list(module.weight.shape), conv, round(density, 2), max(batch, 1).bit_length(),
-                 list(names), self._place]  # fmt: skip
+        conv = [] if isinstance(module, nn.Linear) else [
+            list(module.stride), list(module.padding), list(module.dilation), list(shape)[-2:]
+        ]  # fmt: skip
+        facts = [type(module).__name__, str(module.weight.dtype), list(module.weight.shape), conv, round(density, 2),
+                 max(batch, 1).bit_length(), list(names), self._place]  # fmt: skip
         return json.dumps(facts, sort_keys=True)
 
     def get(self, key: str) -> dict[str, float] | None:
