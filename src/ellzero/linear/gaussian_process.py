@@ -40,7 +40,7 @@ class SparseWithinSparseGP(RegressorMixin, BaseEstimator):
     share is regularised less than in an exact process: with few rows or strong noise compare ``lower_bound`` and the
     error on held-out rows with those of ``n_neighbors=None``.
 
-    Measured on pol (13,500 rows, 26 columns, 300 batches), errors in standard deviations of y: 32 of 512 inducing points
+    Measured on pol (13,500 rows, 26 columns, 300 batches), errors in units of the deviation of y: 32 of 512 points
     0.107, against 0.206 of all of 32, trained on all rows at once with the posterior maximised out.
 
     Parameters
