@@ -84,7 +84,7 @@ def show(browser, address, *, width=1200, height=900, scheme="light"):
 
 
 def wait_for(browser, script, wanted):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while browser.execute_script(script) != wanted:
         assert time.monotonic() < deadline, f"{script}: never {wanted!r}"
         time.sleep(0.05)

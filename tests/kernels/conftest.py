@@ -16,7 +16,7 @@ import ellzero
 
 @pytest.fixture
 def run_python(tmp_path):
-    """``run_python(code, **environment) -> CompletedProcess``: Python in a fresh process of at most two minutes."""
+    """``run_python(code, **environment) -> CompletedProcess``: Python in a fresh process of at most ten minutes."""
 
     def run(code: str, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"  # a file, so that spawned workers can import it
@@ -29,7 +29,7 @@ def run_python(tmp_path):
             env=kept | {"PYTHONPATH": os.pathsep.join(folders)} | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run
