@@ -30,7 +30,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from ellzero.errors import InputError
-from ellzero.linear import FrameModel, LassoCV, coefficient_table
+from ellzero.linear import FrameModel, LassoCV, bootstrap_path, coefficient_table
 
 words = ["city", "stage"]
 columns = ColumnTransformer(
@@ -38,10 +38,15 @@ columns = ColumnTransformer(
 )
 pipe = make_pipeline(columns.set_output(transform="pandas"), LassoCV(one_standard_error=True))
 pipe.fit(train, y[:240])
-table = coefficient_table(pipe)
+again = bootstrap_path(pipe[:-1].transform(train), y[:240], n_bootstraps=30, alphas=[pipe[-1].alpha_1se_])
+table = coefficient_table(pipe, frequencies=again.frequency[:, 0])
 print(table)
-assert set(table.names) >= {"gene3", "gene42", "gene19999", "city_Paris"}, table.names
+planted = {"gene3", "gene42", "gene19999", "city_Paris"}
+assert set(table.names) >= planted, table.names
 assert table.names[0] == "gene42" and len(table) < 60
+shares = {row["column"]: row["frequency"] for row in table.rows()}
+assert min(shares[name] for name in ("gene3", "gene42", "city_Paris")) == 1.0, shares
+assert max([share for name, share in shares.items() if name not in planted], default=0) < 1.0, shares
 table.save(Path(sys.argv[1]) / "table.csv")
 
 model = FrameModel.of(pipe, "dose")
@@ -85,6 +90,7 @@ def test_a_wide_table_from_frame_to_file(tmp_path):
         print(done.stdout)
         assert done.returncode == 0, done.stderr[-3000:]
     rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert rows[0] == "column,coefficient,frequency"
     assert rows[1].startswith("(intercept),")
     assert rows[2].startswith("gene42,-")
     assert np.load(tmp_path / "predicted.npy").shape == (60,)

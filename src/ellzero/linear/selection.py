@@ -1,8 +1,9 @@
 """Ways to choose columns, as methods of the comparison: accuracy of one fixed judge against columns kept.
 
-Lives here: random choice, one-shot scores, greedy least squares, the Lasso's order of entry and sequential attention,
-each from a budget of k columns to a judged choice. Does not live here: the judge (``judge``), the selectors themselves
-(``screening``, ``sequential_attention``), data and splits (the task). Columns are standardised on the training part.
+Lives here: random choice, one-shot scores, greedy least squares, the Lasso's order of entry (also against knockoffs,
+and over half-samples) and sequential attention, each from a budget of k columns to a judged choice. Does not live here:
+the judge (``judge``), the selectors themselves (``screening``, ``knockoffs``, ``stability``, ``sequential_attention``),
+data and splits (the task). Columns are standardised on the training part.
 """
 
 from __future__ import annotations
@@ -231,17 +232,92 @@ class LassoColumns(_Selector):
         return {"by": str(stream.choice(["first", "sum"]))}
 
     def _order(self, Z, y, k, seed):
-        Y, penalty = _indicators(y), penalties.L1(1.0)
-        largest = max(coordinate_descent.alpha_max(Z, target, penalty) for target in Y.T)
-        entered = np.zeros((Y.shape[1], Z.shape[1]))
-        for own, target in zip(entered, Y.T):
-            alphas = largest * np.geomspace(1, 1e-2, self.n_alphas)
-            for alpha, fit in coordinate_descent.iterate(Z, target, penalty, alphas=alphas, tol=1e-4):
-                own[(fit.coef != 0) & (own == 0)] = alpha
-                if np.count_nonzero(own) > 4 * k:
-                    break
-        tie = 1e-9 * abs(Y.T @ Z).max(0) / len(Z)  # columns that no path reached go by their correlation
-        return _descending((entered.max(0) if self.by == "first" else entered.sum(0)) + tie)
+        Y = _indicators(y)
+        entered = _entries(Z, Y, self.n_alphas, 4 * k)
+        return _descending((entered.max(0) if self.by == "first" else entered.sum(0)) + _tie(Z, Y))
+
+
+def _entries(Z: np.ndarray, Y: np.ndarray, n_alphas: int, enough: int) -> np.ndarray:
+    """The largest alpha at which each column is in use, ``[targets, p]``; a path ends after ``enough`` columns."""
+    penalty = penalties.L1(1.0)
+    alphas = max(coordinate_descent.alpha_max(Z, target, penalty) for target in Y.T) * np.geomspace(1, 1e-2, n_alphas)
+    entered = np.zeros((Y.shape[1], Z.shape[1]))
+    for own, target in zip(entered, Y.T):
+        for alpha, fit in coordinate_descent.iterate(Z, target, penalty, alphas=alphas, tol=1e-4):
+            own[(fit.coef != 0) & (own == 0)] = alpha
+            if np.count_nonzero(own) > enough:
+                break
+    return entered
+
+
+def _tie(Z: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """What orders columns that no path reached: their largest correlation, too small to change any other order."""
+    return 1e-9 * abs(Y.T @ Z).max(0) / len(Z)
+
+
+@register(kind="method", wing="linear", name="stable columns", source="Meinshausen and Buehlmann (2010)",
+          example=lambda: StableColumns())  # fmt: skip
+@dataclass(frozen=True)
+class StableColumns(_Selector):
+    """The columns that most half-samples choose: of the k first to enter, by any class, their share of half-samples.
+
+    The Lasso paths of the classes' indicators on ``n_pairs`` complementary pairs (``stability``), all solved together.
+    """
+
+    n_pairs: int = 10
+    l1_ratio: float = 1.0
+
+    name: ClassVar[str] = "stability"
+
+    def __post_init__(self):
+        check_integer("n_pairs", self.n_pairs, at_least=1)
+        check("l1_ratio", self.l1_ratio, above=0, at_most=1)
+
+    def _draw(self, stream):
+        return {"l1_ratio": float(stream.choice([0.5, 0.8, 1.0]))}
+
+    def _choices(self, Z, y, counts, seed):
+        from ellzero.linear.stability import complementary_pairs, selection_counts
+
+        halves = complementary_pairs(y, "logistic", self.n_pairs, rng(seed, "stable columns"))
+        Y = _indicators(y)
+        paths = {"l1_ratio": self.l1_ratio, "n_alphas": 40, "eps": 0.01}
+        for k in counts:
+            chosen = sum(selection_counts(Z, target, halves, k, **paths) for target in Y.T)
+            yield _descending(chosen / halves.shape[1] + _tie(Z, Y))[:k]
+
+
+@register(kind="method", wing="linear", name="knockoff columns", source="arXiv:1610.02351",
+          example=lambda: KnockoffColumns())  # fmt: skip
+@dataclass(frozen=True)
+class KnockoffColumns(_Selector):
+    """The columns that enter Lasso paths of the classes' indicators well before their knockoffs do.
+
+    A column's score is the largest difference, over classes, of the alphas at which it and its knockoff come in use.
+    """
+
+    n_alphas: int = 60
+
+    name: ClassVar[str] = "knockoffs"
+
+    def __post_init__(self):
+        check_integer("n_alphas", self.n_alphas, at_least=2)
+
+    def _draw(self, stream):
+        return {"n_alphas": int(stream.choice([30, 60, 120]))}
+
+    def _order(self, Z, y, k, seed):
+        from ellzero.linear.knockoffs import estimated_covariance, gaussian_knockoffs
+
+        used = Z.std(0) > 0.5  # it is 1 unless the column is constant
+        # The best diagonal takes time of order p^3 with a large constant: wide tables get the plain one.
+        method = "mvr" if used.sum() <= 1000 else "equicorrelated"
+        X, Y, p = Z[:, used], _indicators(y), int(used.sum())
+        copies = gaussian_knockoffs(X, X.mean(0), estimated_covariance(X), method=method, seed=seed)
+        entered = _entries(np.concatenate([X, copies], axis=1), Y, self.n_alphas, 8 * k)
+        scores = np.full(Z.shape[1], -np.inf)
+        scores[used] = (entered[:, :p] - entered[:, p:]).max(0) + _tie(X, Y)
+        return _descending(scores)
 
 
 @register(id="S050", kind="method", wing="linear", name="sequential attention", source="arXiv:2209.14881",
@@ -276,5 +352,6 @@ class Sequential(_Selector):
 
 def methods() -> dict[str, Any]:
     """The methods that the task ``selection`` compares, by name."""
-    own = (AllColumns(), RandomColumns(), Anova(), Information(), LassoColumns(), Forward(), Sequential())
+    own = (AllColumns(), RandomColumns(), Anova(), Information(), LassoColumns(), StableColumns(), KnockoffColumns(),
+           Forward(), Sequential())  # fmt: skip
     return {method.name: method for method in own}

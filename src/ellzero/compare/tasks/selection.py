@@ -126,7 +126,7 @@ class Selection:
     # -- methods
 
     def methods(self) -> Mapping[str, Method]:
-        """All columns (dense), random, ANOVA, mutual information, Lasso, forward selection, sequential attention."""
+        """All columns, random, ANOVA, information, Lasso, stability, knockoffs, forward, sequential attention."""
         return selection.methods()
 
     def budgets(self, data: Data) -> Sequence[float]:
