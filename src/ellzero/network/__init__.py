@@ -22,5 +22,5 @@ __getattr__, __dir__, __all__ = lazy(
         "set_": "recipes",
         "static": "recipes",
     },
-    ("frontier", "packed", "recipes", "sparsifier"),
+    ("frontier", "net_trim", "packed", "recipes", "sparsifier"),
 )
