@@ -89,7 +89,7 @@ def test_many_inducing_points_on_a_large_set():
 @pytest.mark.slow
 @pytest.mark.claim("S075")
 def test_against_all_inducing_points_at_once_and_the_exact_process():
-    """airfoil, 1353 rows: an oracle on all is possible. Its scales are from 40 steps of all 512, and not the last word."""
+    """airfoil, 1353 rows, so an oracle is possible; its scales are from 40 steps of all 512, not the last word."""
     train, test = split("airfoil")
     many = tuned(train, 512, 40, lr=0.1)
     ours = SparseWithinSparseGP(512, n_neighbors=32, steps=300).fit(*train)
