@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data import sets
 from ellzero.data.generators import planted_regression
 from ellzero.errors import InputError
 from ellzero.linear import SparseBayesianRegression
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("posterior", ["exact", "messages"])
-def test_the_contract_of_scikit_learn(posterior):
-    check_estimator(SparseBayesianRegression(posterior=posterior, tol=1e-3))
 
 
 def test_messages_find_what_the_inverse_finds():

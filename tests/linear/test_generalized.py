@@ -7,7 +7,6 @@ from sklearn import linear_model
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.errors import InputError
 from ellzero.linear import GeneralizedLinearEstimator
@@ -26,22 +25,6 @@ def data(seed=0, n=80, p=10):
 def counts(seed=0):
     X, y = data(seed)
     return X, np.random.default_rng(seed).poisson(np.exp(0.5 * (y - 3))).astype(float)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        GeneralizedLinearEstimator(),
-        GeneralizedLinearEstimator(Huber(), L1(0.01)),
-        GeneralizedLinearEstimator(Logistic(), L1(0.01)),
-        GeneralizedLinearEstimator(Quadratic(), L21(0.1)),
-        GeneralizedLinearEstimator(SquareRoot(), MCP(0.1)),
-    ],
-    ids=["default", "huber", "labels", "rows", "concave"],
-)
-def test_the_contract_of_scikit_learn(estimator):
-    check_estimator(estimator)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from scipy import sparse
 from sklearn import linear_model
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data.generators import AR, planted_regression
 from ellzero.errors import InputError
@@ -38,12 +37,6 @@ def gap(X, y, fitted, alpha, weight=None):
     theta = residual * min(1, alpha / abs(X.T @ (share * residual)).max())
     primal = share @ residual**2 / 2 + alpha * abs(fitted.coef_).sum()
     return (primal - share @ (2 * y * theta - theta**2) / 2) / (share @ y**2 / 2)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ALL)
-def test_the_contract_of_scikit_learn(estimator):
-    check_estimator(estimator())
 
 
 @convex

@@ -5,7 +5,6 @@ import pytest
 from scipy import sparse
 from sklearn import linear_model
 from sklearn.model_selection import GroupKFold, KFold
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data.generators import planted_regression
 from ellzero.errors import InputError
@@ -17,12 +16,6 @@ FOLDS = KFold(4, shuffle=True, random_state=0)
 @pytest.fixture(scope="module")
 def planted():
     return planted_regression(120, 40, 5, snr=4.0, seed=0)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", [LassoCV, ElasticNetCV])
-def test_the_contract_of_scikit_learn(estimator):
-    check_estimator(estimator(n_alphas=60))
 
 
 @pytest.mark.parametrize("form", [np.ascontiguousarray, np.asfortranarray, sparse.csr_array, sparse.csc_matrix])

@@ -6,7 +6,6 @@ from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler, scale
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.errors import InputError
 from ellzero.linear import SparseLogisticRegression
@@ -27,12 +26,6 @@ def digits():
 def objective(model, X, y, alpha, l1_ratio=1.0):
     loss = -np.log(model.predict_proba(X)[np.arange(len(y)), np.searchsorted(model.classes_, y)]).mean()
     return loss + alpha * (l1_ratio * abs(model.coef_).sum() + (1 - l1_ratio) / 2 * (model.coef_**2).sum())
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", [SparseLogisticRegression(), SparseLogisticRegression(grouped=True)])
-def test_the_contract_of_scikit_learn(estimator):
-    check_estimator(estimator)
 
 
 @pytest.mark.parametrize(("alpha", "l1_ratio"), [(0.1, 1.0), (0.01, 1.0), (0.02, 0.5)])

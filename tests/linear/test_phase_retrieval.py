@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.errors import InputError
 from ellzero.linear import SparsePhaseRetrieval
@@ -16,11 +15,6 @@ def measured():
     X, w = generator.standard_normal((300, 200)), np.zeros(200)
     w[[3, 50, 120]] = [2.0, -1.0, 1.0]
     return X, w, abs(X @ w)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_contract_of_scikit_learn():
-    check_estimator(SparsePhaseRetrieval())
 
 
 def test_it_finds_the_coefficients_and_predicts_sizes(measured):

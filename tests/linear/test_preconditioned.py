@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data.generators import planted_regression
 from ellzero.errors import InputError
@@ -21,11 +20,6 @@ def half_dependent(n=100, p=120, seed=0):
     w[[p - 1, p - 2]] = 0.7
     signal = X @ w
     return X, 3 + signal + 0.1 * generator.standard_normal(n), w
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_contract_of_scikit_learn():
-    check_estimator(PreconditionedLasso())
 
 
 def test_without_directions_it_is_the_lasso_on_scaled_columns():

@@ -5,7 +5,6 @@ import pytest
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data import sets
 from ellzero.errors import InputError
@@ -120,10 +119,6 @@ def test_the_exact_ranking_has_the_best_objective():
     exact = select_neurons(X, labels, weights, (2,), "exact", 0.01)[2][1].value
     for ranking in RANKINGS:
         assert (exact <= select_neurons(X, labels, weights, (2,), ranking, 0.01)[2][1].value + 1e-10).all()
-
-
-def test_it_is_an_estimator_of_scikit_learn():
-    check_estimator(SparseProbe())
 
 
 def test_the_estimator_works_in_the_units_of_the_columns():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn import linear_model
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data.generators import planted_regression
 from ellzero.errors import InputError
@@ -16,12 +15,6 @@ LOSSES = ["squared", "square_root", "absolute"]
 @pytest.fixture(scope="module")
 def planted():
     return planted_regression(120, 60, 5, snr=50.0, seed=0)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("settings", [{}, {"loss": "square_root", "alpha": 0.1}, {"loss": "absolute", "k": 1}])
-def test_the_contract_of_scikit_learn(settings):
-    check_estimator(OrthogonalMatchingPursuit(**settings))
 
 
 @pytest.mark.parametrize("gram", [False, True])

@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data.generators import planted_regression
 from ellzero.errors import InputError
 from ellzero.linear.recovery import HardThresholdingPursuit, NullSpaceTuning
 
 ALL = [NullSpaceTuning, HardThresholdingPursuit]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ALL)
-def test_the_contract_of_scikit_learn(estimator):
-    check_estimator(estimator())
 
 
 @pytest.mark.parametrize("estimator", ALL)

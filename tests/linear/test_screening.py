@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.errors import InputError
 from ellzero.linear.screening import (
@@ -175,10 +174,6 @@ def test_whole_numbers_of_many_values_are_a_count_and_not_classes():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
-
-
-def test_it_is_an_estimator_of_scikit_learn():
-    check_estimator(MutualInformationScreening())
 
 
 def test_the_selector_keeps_the_k_best_and_names_them():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.data import sets
 from ellzero.errors import InputError
@@ -156,10 +155,6 @@ def test_it_chooses_pixels_that_tell_digits():
         scores[name] = judge.score(table.X[test][:, columns], table.y[test])
     assert scores["chosen"] > scores["random"] + 0.1
     assert scores["chosen"] > 0.75
-
-
-def test_it_is_an_estimator_of_scikit_learn():
-    check_estimator(SequentialAttention(steps=12, hidden=(4,)))
 
 
 X, Y = np.random.default_rng(0).standard_normal((12, 4)), np.arange(12) % 2

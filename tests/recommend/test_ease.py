@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from sklearn.utils.estimator_checks import check_estimator
 
 from ellzero.errors import InputError
-from ellzero.recommend import EASE, ItemKNN, Popularity, ease_path
+from ellzero.recommend import EASE, ease_path
 from ellzero.recommend.ease import gram
 from ellzero.rng import rng
 
@@ -127,13 +126,6 @@ def test_memory_stays_near_one_items_by_items_array():
     blocks = 4 * (1 << 22) + 2**21  # one dense block of the Gram product, and the interactions
     assert peak <= 1.1 * 1500**2 * 4 + 2 * blocks
     assert peak <= 2.2 * 4 * 1500**2 + 2 * blocks
-
-
-@pytest.mark.parametrize("estimator", [EASE(), EASE(dtype="float64", keep=1), ItemKNN(), Popularity()], ids=repr)
-def test_scikit_learn_accepts_it(estimator):
-    matrix = "predict gives a matrix of scores, one column per item"
-    names = ("check_estimator_sparse_array", "check_estimator_sparse_matrix")
-    check_estimator(estimator, expected_failed_checks=dict.fromkeys(names, matrix))
 
 
 @pytest.mark.parametrize(

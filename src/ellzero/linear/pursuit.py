@@ -83,6 +83,7 @@ class OrthogonalMatchingPursuit(RegressorMixin, BaseEstimator):
     ----------
     coef_ : ``[p]`` or ``[targets, p]``. intercept_. support_ : the columns in order of choice, a list of them for many
     targets. n_iter_ : how many, of the target with most. ended_ : whether the penalty ended it, one per target.
+    converged_ : true, for a pursuit is finite. dual_gap_ is not there: the choice of columns is no convex problem.
     """
 
     def __init__(self, k=None, *, loss="squared", penalty="l1", alpha=0.0, weights=None, tol=0.0, fit_intercept=True):
@@ -113,7 +114,7 @@ class OrthogonalMatchingPursuit(RegressorMixin, BaseEstimator):
         intercept = own if robust else centring.intercept(coef.T)
         self.intercept_ = float(intercept[0]) if one else intercept
         self.support_ = fits[0].support if one else [fit.support for fit in fits]
-        self.n_iter_ = max(1, *(len(fit.support) for fit in fits))
+        self.n_iter_, self.converged_ = max(1, *(len(fit.support) for fit in fits)), True
         self.ended_ = fits[0].ended if one else np.array([fit.ended for fit in fits])
         return self
 
