@@ -1,140 +1,35 @@
-"""Ridge, Lasso, OMP and IHT as methods of the comparison: from a budget of k coefficients to a fitted model.
+"""Penalised methods of the task ``regression``, from a budget of k coefficients to a fitted model; the list of all.
 
-Lives here: how a budget becomes a point on a path or a count, the tuning space of each method, and the fitted point.
-Does not live here: data and splits (the task), the algorithms (``solvers``). Scaling is learned on the training part
-alone, and the model that comes out is in the units of the columns as given.
+Lives here: ridge, and the Lasso, elastic net, adaptive Lasso, MCP and SCAD: how a budget becomes a point on a path, and
+the tuning space of each. Does not live here: methods that count (``frontier_greedy``), the fitted point and scaling
+(``frontier_base``), data and splits (the task), the algorithms (``solvers``).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ellzero.errors import InputError, check
-from ellzero.linear.artefact import LinearModel
+from ellzero.errors import check
+from ellzero.linear.frontier_base import BATCH, FittedLinear, Standard, Tuned, count, r_squared
+from ellzero.linear.frontier_greedy import HTP, IHT, NST, OMP, SBL, SquareRootOMP
 from ellzero.parts import penalties
 from ellzero.protocol import Data
 from ellzero.registry import register
-from ellzero.rng import rng
-from ellzero.solvers import coordinate_descent, pursuit, thresholding
+from ellzero.solvers import coordinate_descent
 
-__all__ = ["IHT", "OMP", "FittedLinear", "Lasso", "Ridge", "methods", "r_squared"]
-
-BATCH = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class FittedLinear:
-    """A linear model with what the comparison asks of it; ``realised`` counts its coefficients."""
-
-    model: LinearModel
-
-    @property
-    def realised(self) -> float:
-        return float(len(self.model.support))
-
-    @property
-    def nbytes(self) -> int:
-        return self.model.nbytes
-
-    def score(self, part: tuple[np.ndarray, np.ndarray]) -> float:
-        """R^2 on ``(X, y)``."""
-        X, y = part
-        return r_squared(y, self.model.predict(X))
-
-    def time(self, part: tuple[np.ndarray, np.ndarray]) -> float:
-        """Median seconds to predict 1000 rows (those of the part, repeated)."""
-        X = np.ascontiguousarray(np.resize(part[0], (BATCH, part[0].shape[1])))
-        spans = []
-        for _ in range(12):
-            start = time.perf_counter()
-            self.model.predict(X)
-            spans.append(time.perf_counter() - start)
-        return float(np.median(spans[2:]))
-
-    def save(self, directory: Path) -> None:
-        """``model.safetensors`` and ``coefficients.csv``."""
-        self.model.save(directory)
-
-
-def r_squared(y: np.ndarray, prediction: np.ndarray) -> float:
-    """``1 - |y - prediction|^2 / |y - mean(y)|^2``."""
-    total = float(((y - y.mean()) ** 2).sum())
-    if total == 0:
-        raise InputError(f"y: all {len(y)} targets of this part are equal, so R^2 is not defined; want others")
-    return 1 - float(((y - prediction) ** 2).sum()) / total
-
-
-@dataclass(frozen=True, eq=False)
-class _Standard:
-    """The training part with columns of mean 0 and (if wanted) mean square 1, and the way back."""
-
-    X: np.ndarray
-    y: np.ndarray
-    means: np.ndarray
-    scale: np.ndarray
-    y_mean: float
-    info: Any
-
-    @classmethod
-    def of(cls, data: Data, standardise: bool) -> _Standard:
-        X, y = (np.asarray(part, dtype=np.float64) for part in data.train)
-        means, y_mean = X.mean(axis=0), float(y.mean())
-        X = np.subtract(X, means, order="F")
-        spread = np.sqrt(np.einsum("ij,ij->j", X, X) / len(X))
-        # A column that is constant up to rounding carries nothing; left alone it would be blown up to noise.
-        constant = spread <= 1e-12 * abs(means)
-        X[:, constant] = 0
-        scale = np.where((spread > 0) & ~constant & standardise, spread, 1.0)
-        X /= scale
-        return cls(X, y - y_mean, means, scale, y_mean, data.info)
-
-    def refit(self, support: np.ndarray, l2: float) -> np.ndarray:
-        """``[p]`` least squares on the support with ``n l2 |w|^2`` added."""
-        coef = np.zeros(self.X.shape[1])
-        if len(support):
-            A = self.X[:, support]
-            if l2 > 0:
-                rows = np.sqrt(len(A) * l2) * np.eye(len(support))
-                coef[support] = np.linalg.lstsq(np.vstack([A, rows]), np.r_[self.y, np.zeros(len(support))])[0]
-            else:
-                coef[support] = np.linalg.lstsq(A, self.y)[0]
-        return coef
-
-    def fitted(self, coef: np.ndarray) -> FittedLinear:
-        raw = coef / self.scale
-        names = self.info.get("columns")
-        model = LinearModel.of(raw, self.y_mean - float(self.means @ raw), names, self.info.get("target", "y"))
-        return FittedLinear(model)
-
-
-def _count(budget: float, columns: int) -> int:
-    if budget != int(budget):
-        raise InputError(f"budgets: got {budget:g}, want whole numbers of coefficients")
-    return int(check("budgets", int(budget), at_least=1, at_most=columns))
-
-
-class _Tuned:
-    """Random search over a method's own settings; the first candidate is the method as it is."""
-
-    def candidates(self, trials: int, seed: int) -> Sequence[Any]:
-        """``trials`` variants of the settings, drawn by seed; the first is this method itself.
-
-        The main dial is stratified: of m draws one falls into each m-th of its range.
-        """
-        generator, more = rng(seed, "linear", self.name), trials - 1
-        strata = (generator.permutation(more) + generator.random(more)) / max(more, 1)
-        return [self, *(replace(self, **self._draw(float(place), generator)) for place in strata)]
+__all__ = [
+    "BATCH", "HTP", "IHT", "MCP", "NST", "OMP", "SBL", "SCAD", "AdaptiveLasso", "ElasticNet", "FittedLinear", "Lasso",
+    "Ridge", "SquareRootOMP", "methods", "r_squared",
+]  # fmt: skip
 
 
 @register(kind="method", wing="linear", name="ridge", source="Hoerl and Kennard (1970)", example=lambda: Ridge())
 @dataclass(frozen=True)
-class Ridge(_Tuned):
+class Ridge(Tuned):
     """All coefficients, shrunk: ``|y - X w|^2 / (2 n) + alpha |w|^2 / 2``. The dense reference."""
 
     alpha: float = 0.01
@@ -151,22 +46,15 @@ class Ridge(_Tuned):
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
         """One fit, whatever the budgets; by the smaller of the two Gram matrices."""
-        standard = _Standard.of(data, self.standardise)
-        X, y, shift = standard.X, standard.y, len(standard.y) * self.alpha
-        if X.shape[1] <= len(X):
-            coef = np.linalg.solve(X.T @ X + shift * np.eye(X.shape[1]), X.T @ y)
-        else:
-            coef = X.T @ np.linalg.solve(X @ X.T + shift * np.eye(len(X)), y)
-        yield standard.fitted(coef)
+        standard = Standard.of(data, self.standardise)
+        yield standard.fitted(_ridge(standard, self.alpha))
 
 
-@register(kind="method", wing="linear", name="lasso", source="Meinshausen (2007)", example=lambda: Lasso())
 @dataclass(frozen=True)
-class Lasso(_Tuned):
-    """The densest point of the Lasso path with at most k coefficients, blended with a refit on its support.
+class Penalised(Tuned):
+    """The densest point of a path with at most k coefficients, blended with a refit on its support.
 
-    ``blend`` 1 keeps the Lasso's shrunk coefficients, 0 takes the refit (the relaxed Lasso of Meinshausen, 2007, as
-    simplified by Hastie, Tibshirani and Tibshirani, 2020); ``l2`` shrinks the refit.
+    ``blend`` 1 keeps the path's coefficients, 0 takes the refit; ``l2`` shrinks the refit.
     """
 
     blend: float = 1.0
@@ -176,24 +64,27 @@ class Lasso(_Tuned):
     eps: float = 1e-3
     tol: float = 1e-6
 
-    name: ClassVar[str] = "lasso"
     dense: ClassVar[bool] = False
 
     def __post_init__(self):
         check("blend", self.blend, at_least=0, at_most=1)
         check("l2", self.l2, at_least=0)
 
-    def _draw(self, place, generator):
-        # Without a refit there is nothing to tune, and the first candidate is that already.
-        return {"blend": float(generator.choice([0.0, 0.25, 0.5, 0.75])), "l2": 10 ** (-5 + 5 * place)}
+    def _penalty(self, standard: Standard) -> Any:
+        raise NotImplementedError
+
+    def _blends(self, place: float, generator: np.random.Generator) -> dict[str, float]:
+        """A blend, and a shrinkage of the refit where there is one."""
+        blend = float(generator.choice([0.0, 0.25, 0.5, 0.75, 1.0]))
+        return {"blend": blend, "l2": 10 ** (-5 + 5 * place) if blend < 1 else 0.0}
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
         """Walk down the path as far as each budget allows; between two alphas search for the one that fits k."""
-        standard = _Standard.of(data, self.standardise)
-        counts = [_count(budget, standard.X.shape[1]) for budget in budgets]
+        standard = Standard.of(data, self.standardise)
+        counts = [count(budget, standard.X.shape[1]) for budget in budgets]
+        penalty = self._penalty(standard)
         walk = coordinate_descent.iterate(
-            standard.X, standard.y, penalties.L1(1.0), n_alphas=self.n_alphas, eps=self.eps, fit_intercept=False,
-            tol=self.tol,
+            standard.X, standard.y, penalty, n_alphas=self.n_alphas, eps=self.eps, fit_intercept=False, tol=self.tol
         )  # fmt: skip
         seen: list[tuple[float, np.ndarray]] = []
         for k in counts:
@@ -202,12 +93,12 @@ class Lasso(_Tuned):
                 if step is None:
                     break
                 seen.append((step[0], step[1].coef))
-            coef = self._densest(standard, seen, k)
+            coef = self._densest(standard, penalty, seen, k)
             if self.blend < 1:
                 coef = self.blend * coef + (1 - self.blend) * standard.refit(np.flatnonzero(coef), self.l2)
             yield standard.fitted(coef)
 
-    def _densest(self, standard: _Standard, seen: list[tuple[float, np.ndarray]], k: int) -> np.ndarray:
+    def _densest(self, standard: Standard, penalty: Any, seen: list[tuple[float, np.ndarray]], k: int) -> np.ndarray:
         first = next((i for i, (_, coef) in enumerate(seen) if np.count_nonzero(coef) > k), len(seen))
         best = max(range(first), key=lambda i: (np.count_nonzero(seen[i][1]), i))
         coef = seen[best][1]
@@ -220,7 +111,7 @@ class Lasso(_Tuned):
                 break
             middle = float(np.sqrt(high * low))
             found = coordinate_descent.solve(
-                standard.X, standard.y, penalties.L1(middle), fit_intercept=False, tol=self.tol, start=start
+                standard.X, standard.y, replace(penalty, alpha=middle), fit_intercept=False, tol=self.tol, start=start
             ).coef
             if np.count_nonzero(found) > k:
                 low = middle
@@ -230,66 +121,128 @@ class Lasso(_Tuned):
         return coef
 
 
-@register(
-    kind="method", wing="linear", name="omp", source="Pati, Rezaiifar and Krishnaprasad (1993)", example=lambda: OMP()
-)
+@register(kind="method", wing="linear", name="lasso", source="Meinshausen (2007)", example=lambda: Lasso())
 @dataclass(frozen=True)
-class OMP(_Tuned):
-    """Orthogonal matching pursuit: the supports of all budgets from one run; ``l2`` shrinks the fit on each."""
+class Lasso(Penalised):
+    """The densest point of the Lasso path with at most k coefficients, blended with a refit on its support.
 
-    l2: float = 0.0
-    standardise: bool = True
-
-    name: ClassVar[str] = "omp"
-    dense: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check("l2", self.l2, at_least=0)
-
-    def _draw(self, place, generator):
-        return {"l2": 10 ** (-5 + 5.5 * place)}
-
-    def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
-        """One run to the largest budget, then a refit per budget."""
-        standard = _Standard.of(data, self.standardise)
-        counts = [_count(budget, standard.X.shape[1]) for budget in budgets]
-        order = pursuit.omp(standard.X, standard.y, min(max(counts, default=1), *standard.X.shape)).support
-        for k in counts:
-            yield standard.fitted(standard.refit(order[:k], self.l2))
-
-
-@register(kind="method", wing="linear", name="iht", source="Blumensath and Davies (2010)", example=lambda: IHT())
-@dataclass(frozen=True)
-class IHT(_Tuned):
-    """Normalised iterative hard thresholding at each k; ``l2`` shrinks the fit on the support it finds.
-
-    With ``warm`` a larger budget starts from the solution of the one before it.
+    ``blend`` 1 keeps the Lasso's shrunk coefficients, 0 takes the refit (the relaxed Lasso of Meinshausen, 2007, as
+    simplified by Hastie, Tibshirani and Tibshirani, 2020); ``l2`` shrinks the refit.
     """
 
-    l2: float = 0.0
-    warm: bool = True
-    standardise: bool = True
-    max_iter: int = 300
-
-    name: ClassVar[str] = "iht"
-    dense: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check("l2", self.l2, at_least=0)
+    name: ClassVar[str] = "lasso"
 
     def _draw(self, place, generator):
-        return {"l2": 10 ** (-5 + 5.5 * place), "warm": bool(generator.integers(2))}
+        # Without a refit there is nothing to tune, and the first candidate is that already.
+        return {"blend": float(generator.choice([0.0, 0.25, 0.5, 0.75])), "l2": 10 ** (-5 + 5 * place)}
 
-    def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedLinear]:
-        """A run per budget."""
-        standard = _Standard.of(data, self.standardise)
-        start = None
-        for k in [_count(budget, standard.X.shape[1]) for budget in budgets]:
-            found = thresholding.iht(standard.X, standard.y, k, start=start, tol=1e-6, max_iter=self.max_iter)
-            start = found.coef if self.warm else None
-            yield standard.fitted(standard.refit(np.flatnonzero(found.coef), self.l2))
+    def _penalty(self, standard):
+        return penalties.L1(1.0)
+
+
+@register(kind="method", wing="linear", name="elastic net", source="Zou and Hastie (2005)",
+          example=lambda: ElasticNet())  # fmt: skip
+@dataclass(frozen=True)
+class ElasticNet(Penalised):
+    """The elastic net's path in place of the Lasso's: columns that go together come together. Zou and Hastie (2005).
+
+    Its coefficients are shrunk twice, so that a refit is the default here.
+    """
+
+    blend: float = 0.0
+    l1_ratio: float = 0.5
+
+    name: ClassVar[str] = "elastic net"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("l1_ratio", self.l1_ratio, above=0, at_most=1)
+
+    def _draw(self, place, generator):
+        return {"l1_ratio": 10 ** (-1.5 + 1.49 * place), **self._blends(generator.random(), generator)}
+
+    def _penalty(self, standard):
+        return penalties.ElasticNet(1.0, self.l1_ratio)
+
+
+@register(kind="method", wing="linear", name="adaptive lasso", source="Zou (2006)", example=lambda: AdaptiveLasso())
+@dataclass(frozen=True)
+class AdaptiveLasso(Penalised):
+    """The Lasso whose penalty on a column falls with its ridge coefficient, ``weight = |ridge|^-power``. Zou (2006)."""
+
+    power: float = 1.0
+    ridge: float = 0.1
+    eps: float = 1e-6  # weights spread over decades, and so does the path
+
+    name: ClassVar[str] = "adaptive lasso"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("power", self.power, above=0)
+        check("ridge", self.ridge, above=0)
+
+    def _draw(self, place, generator):
+        power = float(generator.choice([0.5, 1.0, 2.0]))
+        return {"power": power, "ridge": 10 ** (-3 + 4 * place), **self._blends(generator.random(), generator)}
+
+    def _penalty(self, standard):
+        size = abs(_ridge(standard, self.ridge))
+        size = size / (size.max() or 1.0)
+        return penalties.L1(1.0, weights=np.where(size > 0, np.where(size > 0, size, 1.0) ** -self.power, np.inf))
+
+
+@register(kind="method", wing="linear", name="mcp", source="Zhang (2010)", example=lambda: MCP())
+@dataclass(frozen=True)
+class MCP(Penalised):
+    """The path of the minimax concave penalty, which does not shrink what is large. Zhang (2010)."""
+
+    gamma: float = 3.0
+
+    name: ClassVar[str] = "mcp"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("gamma", self.gamma, above=1)
+
+    def _draw(self, place, generator):
+        return {"gamma": 1 + 10 ** (-0.3 + 1.8 * place), **self._blends(generator.random(), generator)}
+
+    def _penalty(self, standard):
+        return penalties.MCP(1.0, self.gamma)
+
+
+@register(kind="method", wing="linear", name="scad", source="Fan and Li (2001)", example=lambda: SCAD())
+@dataclass(frozen=True)
+class SCAD(Penalised):
+    """The path of the smoothly clipped absolute deviation: as ``MCP``, the Lasso for small ones. Fan and Li (2001)."""
+
+    gamma: float = 3.7
+
+    name: ClassVar[str] = "scad"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("gamma", self.gamma, above=2)
+
+    def _draw(self, place, generator):
+        return {"gamma": 2 + 10 ** (-0.3 + 1.8 * place), **self._blends(generator.random(), generator)}
+
+    def _penalty(self, standard):
+        return penalties.SCAD(1.0, self.gamma)
+
+
+def _ridge(standard: Standard, alpha: float) -> np.ndarray:
+    """``[p]`` by the smaller of the two Gram matrices."""
+    X, y, shift = standard.X, standard.y, len(standard.y) * alpha
+    if X.shape[1] <= len(X):
+        return np.linalg.solve(X.T @ X + shift * np.eye(X.shape[1]), X.T @ y)
+    return X.T @ np.linalg.solve(X @ X.T + shift * np.eye(len(X)), y)
 
 
 def methods() -> dict[str, Any]:
     """The methods that the task ``regression`` compares, by name."""
-    return {method.name: method for method in (Ridge(), Lasso(), OMP(), IHT())}
+    every = (
+        Ridge(), Lasso(), OMP(), IHT(), ElasticNet(), AdaptiveLasso(), MCP(), SCAD(), SquareRootOMP(), HTP(), NST(),
+        SBL(),
+    )  # fmt: skip
+    return {method.name: method for method in every}

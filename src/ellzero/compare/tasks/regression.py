@@ -146,7 +146,7 @@ class Regression:
     # -- methods
 
     def methods(self) -> Mapping[str, Method]:
-        """Ridge (dense), Lasso, OMP, IHT."""
+        """Ridge (dense); paths of penalties; pursuit, thresholding and sparse Bayes."""
         return frontier.methods()
 
     def budgets(self, data: Data) -> Sequence[float]:
