@@ -80,7 +80,7 @@ def test_without_retraining_a_layer_keeps_more_than_by_magnitude():
     found, density = table(replace(small_bed(), steps=120), 1, 0, epsilon=0.3, samples=500)
     assert density <= 0.2
     assert found["Net-Trim"].mean() >= found["magnitude"].mean() + 3
-    assert found["dense"].mean() - found["Net-Trim"].mean() <= 4
+    assert found["dense"].mean() - found["Net-Trim"].mean() <= 6
 
 
 @pytest.mark.slow
