@@ -77,7 +77,7 @@ class Language(nn.Module):
         return out if isinstance(out, torch.Tensor) else out.logits
 
 
-def models():
+def models(only):
     """(name, build(sparsity) -> model, inputs by batch, score(run) in %)."""
     table = sets.digits()
     X, y = torch.from_numpy((table.X / 16).astype(np.float32)), torch.from_numpy(table.y).long()
@@ -85,6 +85,8 @@ def models():
         ("MLP", MLPConfig(64, 10, (768, 768)), X, 100),
         ("residual network", ResidualConfig(1, 10, 1, (32, 64, 128)), X.reshape(-1, 1, 8, 8), 50),
     ):
+        if only not in name:
+            continue
         dense = fit(config.build(0), images[:1300], y[:1300], steps).state_dict()
 
         def build(sparsity, config=config, dense=dense, images=images, steps=steps):
@@ -96,6 +98,8 @@ def models():
             return 100 * float((torch.as_tensor(run(images[1300:])).argmax(-1) == y[1300:]).float().mean())
 
         yield name, build, {batch: images[:batch] for batch in BATCHES}, score
+    if only not in "transformer":
+        return
     _, tokenizer = reference_language_model()
     stream = token_stream(tokenizer, reference_texts("validation")[:8])
     rows = torch.from_numpy(np.asarray(stream[: 64 * 33]).reshape(64, 33)).long()
@@ -187,22 +191,23 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="a part of a model's name")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     config = show_config()
     wide = "AVX-512" if "avx512f" in config["cpu"] else "no AVX-512"
     lines = [
         "# Whole models, finalised", "",
-        "Written by `benchmarks/finalized.py`: milliseconds of CPU time per thread, all ways of a row in turn, in one process;",
-        f"medians of {given.repeats}, {given.threads} thread(s), kernels `{config['isa']}`, {wide}. Accuracy in % stands in",
-        "brackets (the transformer: next token); finalising leaves that of the pruned model, int8 changes it. The",
-        "transformer is pruned by magnitude and not trained again.", "",
+        "Written by `benchmarks/finalized.py`: milliseconds of CPU time per thread, all ways of a row in turn, in one",
+        f"process; medians of {given.repeats}, {given.threads} thread(s), kernels `{config['isa']}`, {wide}.",
+        "Accuracy in % stands in brackets (the transformer: next token); finalising leaves that of the pruned model as",
+        "it is, int8 changes it. The transformer is pruned by magnitude and not trained again.", "",
         "| model | batch | sparsity | torch | bf16 | finalised | speed-up | layers sparse | ONNX Runtime | its int8 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     print("\n".join(lines))
     points = {}
-    for name, build, inputs, score in models():
+    for name, build, inputs, score in models(given.only):
         for sparsity in SPARSITIES:
             model = build(sparsity)
             with torch.inference_mode():

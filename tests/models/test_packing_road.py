@@ -53,6 +53,7 @@ def run(code, folder, **environment):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_goes_the_whole_road(tmp_path):
     config = transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
                                       num_key_value_heads=2, vocab_size=64)  # fmt: skip
