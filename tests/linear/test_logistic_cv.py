@@ -27,7 +27,7 @@ def iris():
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_contract_of_scikit_learn():
-    check_estimator(SparseLogisticRegressionCV(n_alphas=3, eps=0.1, cv=2, tol=1e-9))
+    check_estimator(SparseLogisticRegressionCV(n_alphas=2, eps=0.2, cv=2, tol=1e-9))
 
 
 @pytest.mark.parametrize("name", ["cancer", "iris"])

@@ -85,7 +85,7 @@ def fit_bundle(
     weights : ``[n, B]`` at least 0: zeros are held-out rows, counts are bootstraps. ``None``: all rows alike.
     tol : the relative duality gap ``(P - D) / P(0)`` that ends a fit.
     max_iter : outer steps at most.
-    n_threads : threads of the kernel and of BLAS; ``None`` leaves both to their settings.
+    n_threads : default all; the results do not depend on it.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def training_and_held_out(
         fold = folds_of_rows(y if loss == "logistic" else None, n, cv, seed)
         pairs = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(cv)]
     else:
-        pairs = [(np.asarray(train), np.asarray(held)) for train, held in cv]
+        pairs = [(_row_numbers(train, n), _row_numbers(held, n)) for train, held in cv]
         if not pairs:
             raise InputError("cv: got no pairs, want at least one (train, held out)")
     train, held = np.zeros((n, len(pairs))), np.zeros((n, len(pairs)))
@@ -221,7 +221,21 @@ def training_and_held_out(
         empty = np.flatnonzero(part.sum(0) == 0)
         if len(empty):
             raise InputError(f"cv: fold {empty[0]} has no {name} rows of positive weight, want some")
+    for k, rows in enumerate(train.T > 0):
+        if loss == "logistic" and len(np.unique(y[rows])) < 2:
+            raise InputError(f"cv: fold {k} trains with one class only, want both; use fewer folds, or stratified ones")
     return train, held
+
+
+def _row_numbers(rows: Any, n: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (n,):
+        return np.flatnonzero(rows)
+    if rows.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n:
+        raise InputError(f"cv: got {rows.dtype} {rows.shape} as the rows of a fold, want row numbers below {n}")
+    return rows
 
 
 def targets_and_weights(y: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:

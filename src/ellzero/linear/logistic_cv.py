@@ -1,8 +1,8 @@
 """Sparse logistic regression with alpha chosen by cross-validation, for two classes and more.
 
 Lives here: ``SparseLogisticRegressionCV``: folds, their losses, the two choices of alpha and the refit. Does not live
-here: the fits (``solvers.prox_newton``), one alpha (``logistic``). Alphas come from all rows; every fold walks the same
-path, each fit started from the one before.
+here: the fits (``solvers.bundle``, ``solvers.prox_newton``), one alpha (``logistic``). Alphas come from all rows. Two
+classes with a plain penalty are one bundle of all folds and alphas; for the rest every fold walks the path by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ellzero.linear.lasso import warn_unless_converged
 from ellzero.linear.lasso_cv import over_folds
 from ellzero.linear.logistic import LogisticModel
 from ellzero.registry import register
-from ellzero.solvers import prox_newton
+from ellzero.solvers import bundle_path, prox_newton
+from ellzero.solvers.bundle import Bundle
 from ellzero.solvers.coordinate_descent import grid
 
 __all__ = ["SparseLogisticRegressionCV"]
@@ -87,13 +88,22 @@ class SparseLogisticRegressionCV(LogisticModel):
         self.alphas_ = self._grid(X, y, weight)
         labels = y > 0 if self._two else y.argmax(axis=1)
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels, groups))
-        found = [self._fold(X, y, weight, number, *fold) for number, fold in enumerate(folds)]
-        self.loss_path_, self.error_path_, self.gaps_ = (np.stack(part, axis=1) for part in zip(*found))
         mass = np.ones(len(y)) if weight is None else weight
+        for number, fold in enumerate(folds):
+            self._check_fold(y, mass, number, *fold)
+        plain = not (self.grouped or self.positive) and self.weights is None and self.l1_ratio > 0
+        if self._two and plain and self.alphas_[-1] > 0:
+            found, fits = self._together(X, y, mass, folds)
+        else:
+            found, fits = [self._fold(X, y, weight, *fold) for fold in folds], None
+        self.loss_path_, self.error_path_, self.gaps_ = (np.stack(part, axis=1) for part in zip(*found))
         shares = np.array([mass[held].sum() for _, held in folds])
         self._choose(self.loss_path_ if self.criterion == "log_loss" else self.error_path_, shares / shares.sum())
         chosen = self.alpha_1se_ if self.one_standard_error else self.alpha_
-        *_, (_, fitted) = self._walk(X, y, weight, self.alphas_[self.alphas_ >= chosen])
+        if fits is None:
+            *_, (_, fitted) = self._walk(X, y, weight, self.alphas_[self.alphas_ >= chosen])
+        else:
+            fitted = fits[int((self.alphas_ == chosen).argmax())]
         self._store(fitted)
         warn_unless_converged(self, self.dual_gap_, self.n_iter_)
         return self
@@ -111,16 +121,38 @@ class SparseLogisticRegressionCV(LogisticModel):
     def _walk(self, X, y, weight, alphas):
         return prox_newton.iterate(X, y, *self._parts(), alphas=alphas, sample_weight=weight, **self._settings())
 
-    def _fold(self, X, y, weight, number, train, held) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log-loss and share of errors on held-out rows, and the gap of the fit, for each alpha."""
-        seen = y[train] if weight is None else y[train][weight[train] > 0]
+    def _check_fold(self, y, mass, number, train, held) -> None:
+        seen = y[train][mass[train] > 0]
         present = [(seen < 0).any(), (seen > 0).any()] if self._two else (seen > 0).any(axis=0)
         if not np.all(present):
             missing = self.classes_[int(np.argmin(present))]
             raise InputError(f"y: fold {number} trains without class {missing}, want each class there; use fewer folds")
-        inside, outside = (None, None) if weight is None else (weight[train], weight[held])
-        if outside is not None and not outside.any():
+        if not mass[held].any():
             raise InputError(f"sample_weight: got only zeros in the held-out part of fold {number}, want weight there")
+
+    def _together(self, X, y, mass, folds) -> tuple[list[tuple], list[prox_newton.Solution]]:
+        """What ``_fold`` finds, of all folds at once, and the fits to all rows."""
+        train, held = np.zeros((len(y), len(folds))), np.zeros((len(y), len(folds)))
+        for number, (rows, out) in enumerate(folds):
+            train[rows, number], held[out, number] = mass[rows], mass[out]
+        bundle = Bundle(X, y, np.column_stack([train, mass]), loss="logistic", fit_intercept=self.fit_intercept)
+        settings = {"l1_ratio": self.l1_ratio, "tol": self.tol, "max_iter": self.max_iter}
+        shares, count = np.ascontiguousarray((held / held.sum(0)).T), len(folds)
+        losses, errors, gaps, fits = [], [], [], []
+        for _, found in bundle_path.iterate(bundle, self.alphas_, **settings):
+            z = bundle.decision(found.rows(slice(0, count)))
+            losses.append(bundle.loss.evaluate(bundle.y[:count], shares, z)[0])
+            errors.append((shares * ((z > 0) != (y > 0))).sum(1))
+            gaps.append(found.gap[:count])
+            last = found.rows(slice(count, None))
+            coef, gap = bundle.coefficients(last)[:, 0], float(last.gap[0])
+            intercept, steps = float(bundle.intercepts(last)[0]), int(last.n_iter[0])
+            fits.append(prox_newton.Solution(coef, intercept, gap, steps, gap <= self.tol))
+        return list(zip(*(np.stack(part).T for part in (losses, errors, gaps)))), fits
+
+    def _fold(self, X, y, weight, train, held) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log-loss and share of errors on held-out rows, and the gap of the fit, for each alpha."""
+        inside, outside = (None, None) if weight is None else (weight[train], weight[held])
         datafit, part, target = self._parts()[0], X[held], y[held]
         losses, errors, gaps = [], [], []
         for _, fit in self._walk(X[train], y[train], inside, self.alphas_):

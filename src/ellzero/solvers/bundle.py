@@ -8,6 +8,8 @@ Does not live here: the loop that solves them (``bundle_descent``), paths of alp
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +17,15 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ellzero.errors import InputError, check_array, check_choice, check_integer
+from ellzero.kernels._dispatch import CHOICE
 from ellzero.solvers.bundle_losses import LOSSES
 from ellzero.solvers.bundle_metric import Curvature, Pool
 from ellzero.solvers.operators import aslinear, centred, need
 
 __all__ = ["Bundle", "Fits"]
+
+_ROWS = 16  # fits in a part: large enough for matrix products, the same for every number of threads
+_WORK = 1 << 22  # multiplications that are worth waking a thread
 
 
 class Bundle:
@@ -33,7 +39,8 @@ class Bundle:
         to sum to 1: losses are weighted means.
     loss : ``"quadratic"``, ``(y - z)^2 / 2``, or ``"logistic"``, for targets of two different values.
     fit_intercept : whether b is fitted (never penalised).
-    n_threads : threads of the kernel and of BLAS; ``None`` leaves both to their own settings.
+    n_threads : parts that run at the same time, each with a serial BLAS; ``None`` for all threads. The results do not
+        depend on it: the parts are the same.
 
     Raises
     ------
@@ -65,6 +72,7 @@ class Bundle:
         group = np.array([known.setdefault(share.tobytes(), len(known)) for share in shares])
         self.group = np.broadcast_to(group, (self.count,))  # data sets with the same rows share Gram matrices
         self.pool = Pool(self.operator)
+        self._workers: ThreadPoolExecutor | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -97,8 +105,19 @@ class Bundle:
         return self.margins(fits) + self.offset[fits.task][:, None]
 
     def limits(self) -> contextlib.AbstractContextManager:
-        """Holds BLAS to ``n_threads``."""
-        return contextlib.nullcontext() if self.n_threads is None else threadpool_limits(self.n_threads, "blas")
+        """Holds BLAS to one thread: its sums depend on their number, and it is slow at many small products."""
+        return threadpool_limits(1, "blas")
+
+    def in_parts(self, run: Callable[[slice], Any], size: int, work: int, rows: int = _ROWS) -> list:
+        """``run`` over parts of ``size`` fits, in order; at the same time where ``work`` (of one fit) pays for it."""
+        parts = [slice(start, start + rows) for start in range(0, size, rows)]
+        if len(parts) < 2 or size * work < 2 * _WORK:
+            return [run(part) for part in parts]
+        if self._workers is None:
+            native = CHOICE.module
+            threads = self.n_threads or (native.max_threads() if native else 1)
+            self._workers = ThreadPoolExecutor(threads)
+        return list(self._workers.map(run, parts))
 
 
 @dataclass

@@ -53,6 +53,12 @@ class _State:
     def only(self, mask: np.ndarray) -> _State:
         return self if mask.all() else _State(*(getattr(self, field.name)[mask] for field in fields(self)))
 
+    @staticmethod
+    def joined_up(parts: list[_State]) -> _State:
+        if len(parts) == 1:
+            return parts[0]
+        return _State(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_State)))
+
 
 class _Descent:
     def __init__(self, bundle: Bundle, fits: Fits, tol: float, max_iter: int, keep_gradients: bool):
@@ -79,7 +85,7 @@ class _Descent:
         for iteration in range(self.max_iter + 1):
             last = iteration == self.max_iter
             # Far from the end single precision is enough.
-            self.rough = not last and bool((self.estimate[active] > max(100 * self.tol, 1e-4)).all())
+            self.rough = not last and bool((self.estimate[active] > max(10 * self.tol, 1e-5)).all())
             state = self._evaluate(active)
             fits.n_iter[active] = iteration
             ready = ((state.estimate <= self.goal[active]) & (not self.rough)) | last
@@ -98,6 +104,10 @@ class _Descent:
 
     def _evaluate(self, active: np.ndarray) -> _State:
         """Losses and gradients on the pool's columns, and what the gaps should be."""
+        work = 2 * self.bundle.n * self.fits.w.shape[1]
+        return _State.joined_up(self.bundle.in_parts(lambda part: self._evaluate_part(active[part]), len(active), work))
+
+    def _evaluate_part(self, active: np.ndarray) -> _State:
         fits, bundle = self.fits, self.bundle
         w, l1, l2, task = fits.w[active], fits.l1[active], fits.l2[active], fits.task[active]
         y, s = bundle.y[task], bundle.shares[task]
@@ -128,6 +138,14 @@ class _Descent:
         return np.concatenate(parts)
 
     def _certify_some(self, active: np.ndarray, z: np.ndarray) -> np.ndarray:
+        work = self.bundle.n * self.bundle.p
+        sizes = self.bundle.in_parts(lambda part: self._measure(active[part], z[part]), len(active), work)
+        failed = self.fits.gap[active] > self.tol
+        self._admit(active[failed], np.concatenate(sizes))
+        return active[failed]
+
+    def _measure(self, active: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Gaps of some fits; returns the size of the gradients of those that fail."""
         fits, bundle = self.fits, self.bundle
         task = fits.task[active]
         y, s, l1, l2, w = bundle.y[task], bundle.shares[task], fits.l1[active], fits.l2[active], fits.w[active]
@@ -149,9 +167,7 @@ class _Descent:
         gap = value + l1 * abs(w).sum(1) + squares / 2 - bundle.loss.dual(y, s, slope, cap, squares)
         scale = bundle.scale[task]
         fits.gap[active] = np.maximum(gap, 0) / np.where(scale > 0, scale, 1)
-        failed = fits.gap[active] > self.tol
-        self._admit(active[failed], size[failed])
-        return active[failed]
+        return size[fits.gap[active] > self.tol]
 
     def _admit(self, active: np.ndarray, size: np.ndarray) -> None:
         """Let the columns that violate optimality most join each fit; at most as many as it uses, and 20."""
@@ -201,10 +217,15 @@ class _Descent:
         self.objective[active], self.noise[active], self.estimate[active] = state.objective, noise, state.estimate
         self.stuck[active] = np.where(slow, self.stuck[active] + 1, 0)
         metrics, which, scale = self._metrics(active, state, slow)
-        bundle_step(
-            metrics, which, self.own[active], state.gradient, state.gradient0, scale, fits.l1[active],
-            fits.l2[active], w, b, n_threads=bundle.n_threads,
-        )  # fmt: skip
+        own, l1, l2 = self.own[active], fits.l1[active], fits.l2[active]
+
+        def step(part: slice) -> None:
+            bundle_step(
+                metrics, which[part], own[part], state.gradient[part], state.gradient0[part], scale[part], l1[part],
+                l2[part], w[part], b[part], n_threads=1,
+            )  # fmt: skip
+
+        bundle.in_parts(step, len(active), 10 * int(np.max([len(metric.columns) for metric in metrics])) ** 2, rows=4)
         fits.w[active], fits.b[active] = w, b
         for i in np.flatnonzero(self.stuck[active] % 3 == 2):
             self._solve_exactly(active[i], state.z[i], state.gradient[i], state.gradient0[i])
