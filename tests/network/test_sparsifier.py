@@ -11,6 +11,7 @@ from torch import nn
 
 from ellzero.errors import InputError
 from ellzero.network import recipes
+from ellzero.network.dynamic import ac_dc, dst_ee
 from ellzero.network.recipes import Recipe, dense, gmp, one_shot, rigl, set_, static
 from ellzero.network.sparsifier import Sparsifier, prunable
 from ellzero.parts.allocations import ERK, Global, Uniform
@@ -35,6 +36,9 @@ SHORT = {
         Constant(0.2), ERK(), score=Momentum(), start=Random(0), grow=Gradient(), turnover=Constant(0.5), every=2
     ),
     "cyclic": Recipe(Cyclic(1.0, 0.3, 2), Uniform(), grow=Gradient(), every=3),
+    "dst_ee": dst_ee(0.2, every=3, c=2.0),
+    "ac_dc": ac_dc(0.2, phases=4, every=2),
+    "ac_dc uniform": ac_dc(0.2, phases=2, every=3, allocation="uniform"),
 }
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=True),
@@ -128,7 +132,7 @@ def test_counts_are_exact_at_every_step_and_nothing_drifts(name, optimizer, prec
     assert torch.equal(model.two.weight, model.one.weight)
 
 
-@pytest.mark.parametrize("name", ["rigl", "set_", "steady", "cyclic"])
+@pytest.mark.parametrize("name", ["rigl", "set_", "steady", "cyclic", "dst_ee", "ac_dc"])
 def test_turnover_moves_the_mask_and_new_weights_start_at_zero(name):
     model, made, sparsifier = set_up(SHORT[name])
     moved = 0
@@ -204,7 +208,7 @@ def test_the_last_density_is_reached_for_any_number_of_steps(steps, end):
         assert sparsifier.report().kept == 30
 
 
-@pytest.mark.parametrize("name", ["rigl", "gmp global", "set_", "static"])
+@pytest.mark.parametrize("name", ["rigl", "gmp global", "set_", "static", "dst_ee", "ac_dc"])
 def test_a_saved_and_reloaded_run_goes_on_identically(name):
     model, made, sparsifier = set_up(SHORT[name], "adamw")
     for step in range(1, 8):

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from ellzero.errors import InputError
 from ellzero.parts import allocations
-from ellzero.parts.allocations import ER, ERK, Balanced, ERKPlus, FromScores, Global, Pyramidal, Uniform, kept_count
+from ellzero.parts.allocations import (
+    ER,
+    ERK,
+    Balanced,
+    ERKPlus,
+    FromScores,
+    Global,
+    Pyramidal,
+    Uniform,
+    kept_count,
+    shared_out,
+)
 from ellzero.registry import entries
 
 EXAMPLES = [entry.example() for entry in entries(kind="allocation") if entry.module == allocations.__name__]
@@ -49,6 +60,28 @@ def test_random_starts_spread_as_published():
         ERK().densities(shapes, 0.01)["a"] / ERK().densities(shapes, 0.01)["b"]
     )
     assert ERKPlus().densities(shapes, 0.005) == ERK().densities(shapes, 0.005)
+
+
+def filled(total, weight, room):
+    """The real numbers ``min(room, level * weight)`` that sum to the total, the level by bisection."""
+    low, high = 0.0, 1e12
+    for _ in range(200):
+        level = (low + high) / 2
+        low, high = (level, high) if sum(min(room[n], level * weight[n]) for n in room) < total else (low, level)
+    return {n: min(room[n], high * weight[n]) for n in room}
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 100) | st.just(0.0), st.integers(0, 40)), min_size=1, max_size=6),
+       st.integers(0, 150))  # fmt: skip
+def test_what_is_shared_out_is_all_of_it_in_proportion(layers, total):
+    weight = {str(i): w for i, (w, _) in enumerate(layers)}
+    room = {str(i): r for i, (_, r) in enumerate(layers)}
+    got = shared_out(total, weight, room)
+    assert sum(got.values()) == min(total, sum(room.values()))
+    assert all(0 <= got[name] <= room[name] for name in room)
+    if total <= sum(room[name] for name in room if weight[name]):
+        ideal = filled(total, weight, room)
+        assert all(abs(got[name] - ideal[name]) < 1 + 1e-6 for name in room)
 
 
 @given(numel=st.integers(1, 10**7), hundredths=st.integers(0, 1000))

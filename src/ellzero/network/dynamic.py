@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ellzero.errors import InputError, check, check_array, check_integer
 from ellzero.network.moves import Update
 from ellzero.network.recipes import Recipe, checked_density, named_allocation
+from ellzero.parts.allocations import shared_out
 from ellzero.parts.constraints import FanIn
 from ellzero.parts.schedules import Constant, Cosine, Steps
 from ellzero.parts.scores import Gradient, Momentum, Random
@@ -77,20 +78,22 @@ def dst_ee(
 class Redistributed:
     """Drop in each layer, grow where the momentum is: layers get back shares of what all of them dropped.
 
-    A layer's share is the mean size of the momentum over its kept entries; what does not fit is shared again.
+    A layer's share is the mean size of the momentum over its kept entries; what does not fit is shared again. A layer
+    less than 20 % sparse that has more than its even share of the momentum drops at most its sparsity.
     Dettmers and Zettlemoyer (2019), sections 3.1 to 3.3.
     """
 
     def __call__(self, update: Update) -> dict[str, Tensor]:
         kept = {name: int(mask.sum()) for name, mask in update.masks.items()}
         grow = {name: update.grow(name) for name in kept}
-        dropped, room, weight = {}, {}, {}
+        weight = {n: float(grow[n][mask].double().mean()) if kept[n] else 0.0 for n, mask in update.masks.items()}
+        even, dropped, room = sum(weight.values()) / len(weight), {}, {}
         for name, mask in update.masks.items():
             free = int(update.within[name].sum()) if name in update.within else mask.numel()
-            spare = free - kept[name]
-            dropped[name] = int(min(update.share, spare / free) * kept[name]) if free else 0
-            room[name] = spare + dropped[name]
-            weight[name] = float(grow[name][mask].double().mean()) if kept[name] else 0.0
+            sparsity = (free - kept[name]) / max(free, 1)
+            grows = sparsity < 0.2 and weight[name] > even
+            dropped[name] = int((min(update.share, sparsity) if grows else update.share) * kept[name])
+            room[name] = free - kept[name] + dropped[name]
         grown = shared_out(sum(dropped.values()), weight, room)
         following = {}
         for name, mask in update.masks.items():
@@ -98,27 +101,6 @@ class Redistributed:
             stay = largest(update.keep(name).masked_fill(~mask, -torch.inf), kept[name] - dropped[name])
             following[name] = drop_and_grow(stay, update.keep(name), grow[name], k, 0, update.within.get(name))
         return following
-
-
-def shared_out(total: int, weight: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
-    """``total`` in whole numbers in proportion to the weights, at most ``room`` each: the rest is shared again.
-
-    Exact: the sum is ``total``, or all the room there is. Ties go to the earlier name.
-    """
-    got = dict.fromkeys(weight, 0)
-    left = min(total, sum(room.values()))
-    while left:
-        open_ = [name for name in weight if got[name] < room[name]]
-        heavy = sum(weight[name] for name in open_)
-        ideal = {name: left * (weight[name] / heavy if heavy > 0 else 1 / len(open_)) for name in open_}
-        given = {name: min(int(ideal[name]), room[name] - got[name]) for name in open_}
-        if not any(given.values()):  # less than one each: the largest shares first
-            for name in sorted(open_, key=lambda name: -ideal[name])[:left]:
-                given[name] = 1
-        for name, count in given.items():
-            got[name] += count
-        left -= sum(given.values())
-    return got
 
 
 @dataclass(frozen=True)
@@ -157,10 +139,12 @@ def sparse_momentum(
 class ConstantFanIn:
     """RigL under a constant fan-in, with units that have too few salient inputs taken out. Lasby et al. (2024).
 
-    Of a layer with ``n`` kept entries, ``n_keep`` stay by size. Salient are the ``n_keep`` largest weights and the
-    ``n - n_keep`` largest gradients; a unit with fewer than ``max(1, gamma k)`` salient entries is ablated, never so
-    many that fewer than ``budget / fan-in`` units stay. The units left get ``k' = budget // units`` inputs each: their
-    largest kept weights first, at most k', then the largest gradients. The last layer keeps all its units.
+    The fan-in k of a layer is its budget over its units, rounded, at least 1. Of its ``n`` kept entries ``n_keep`` are
+    to stay, no more than are nonzero. Salient are the ``n_keep`` largest weights and the ``n - n_keep`` largest
+    gradients; a unit with fewer than ``max(1, gamma k)`` salient entries is ablated, but never so many that those left
+    could not hold the layer's entries. These get ``k' = k units // units left`` inputs each: of the ``n_keep`` largest
+    weights of all units left their own, at most k', then their largest gradients. Each update judges
+    all units anew. The last layer keeps all its units.
 
     Parameters
     ----------
@@ -173,12 +157,12 @@ class ConstantFanIn:
         check("gamma", self.gamma, at_least=0, at_most=1)
 
     def first(self, update: Update) -> dict[str, Tensor]:
-        """The largest start scores of each unit, ``round(density * fan-in)`` of them."""
+        """The largest start scores of each unit."""
         masks = {}
         for name, mask in update.masks.items():
             rows = mask.flatten(1)
-            k = min(max(round(update.counts[name] / len(rows)), 1), rows.shape[1])
-            masks[name] = _per_row(update.keep(name).flatten(1).masked_fill(~rows, -torch.inf), k).reshape(mask.shape)
+            scores = update.keep(name).flatten(1).masked_fill(~rows, -torch.inf)
+            masks[name] = _per_row(scores, _fan_in(update.counts[name], rows)).reshape(mask.shape)
         return masks
 
     def __call__(self, update: Update) -> dict[str, Tensor]:
@@ -190,23 +174,28 @@ class ConstantFanIn:
         size, grow = update.keep(name).flatten(1).masked_fill(~mask, -torch.inf), update.grow(name).flatten(1)
         if name in update.within:
             grow = grow.masked_fill(~update.within[name].flatten(1), -torch.inf)
-        inputs, budget = mask.shape[1], update.counts[name]
-        n, k = int(mask.sum()), int(mask.sum(1).max())
+        alive = (grow > -torch.inf).any(1)
+        n, k = int(mask.sum()), _fan_in(update.counts[name], mask)
         n_keep = min(n - int(n * update.share), int(((update.weights[name].flatten(1) != 0) & mask).sum()))
-        stay = largest(size, n_keep) & mask
-        alive = mask.any(1)  # what was ablated stays so
+        budget, inputs = k * len(mask), mask.shape[1]
         if ablate:
-            salient = (stay | (largest(grow, n - n_keep) & alive[:, None])).sum(1)
-            need = max(1, int(self.gamma * k))
-            fewest = max(1, budget // inputs)
-            need = min(need, int(salient.masked_fill(~alive, -1).sort(descending=True).values[fewest - 1]))
-            alive &= salient >= need
-        k = min(max(budget // int(alive.sum()), 1), inputs)
-        stay &= _per_row(size, k) & alive[:, None]
-        wanted = (k - stay.sum(1)).masked_fill(~alive, 0)
-        order = grow.masked_fill(stay | ~alive[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        grown = torch.zeros_like(stay).scatter(1, order, torch.arange(inputs, device=mask.device) < wanted[:, None])
+            salient = (largest(size, n_keep) & mask) | (largest(grow, n - n_keep) & (grow > -torch.inf))
+            fewest = -(-budget // inputs)  # as many units as hold the budget at full fan-in
+            found = salient.sum(1)
+            need = min(max(1, int(self.gamma * k)), int(found.sort(descending=True).values[fewest - 1]))
+            alive &= found >= need
+        k = min(budget // max(int(alive.sum()), 1), inputs)
+        size = size.masked_fill(~alive[:, None], -torch.inf)
+        stay = largest(size, n_keep) & _per_row(size, k)
+        grow = grow.masked_fill(stay | ~alive[:, None], -torch.inf)
+        order = grow.sort(dim=1, descending=True, stable=True).indices
+        ranks = torch.arange(inputs, device=mask.device)
+        grown = torch.zeros_like(stay).scatter(1, order, ranks < (k - stay.sum(1))[:, None]) & (grow > -torch.inf)
         return (stay | grown).reshape(update.masks[name].shape)
+
+
+def _fan_in(count: int, rows: Bool[Tensor, "units inputs"]) -> int:
+    return min(max(round(count / len(rows)), 1), rows.shape[1])
 
 
 def _per_row(scores: Float[Tensor, "units inputs"], k: int) -> Tensor:
@@ -243,20 +232,20 @@ def ac_dc(
     """Compressed and decompressed phases in turn: all weights return at zero, then the largest stay.
 
     Peste et al. (2021), and with longer runs Kuznedelev et al. (2023). The first ``dense`` of the run is dense, then
-    ``phases`` equal phases of which the odd ones are compressed, up to the fraction ``until``; the rest is compressed.
-    Phases change at the multiples of ``every`` steps.
+    ``phases`` equal phases, compressed and decompressed in turn, up to the fraction ``until``; the rest is compressed.
+    Phases change at the multiples of ``every`` steps; the optimiser forgets everything whenever all weights return.
     """
     check("dense", dense, above=0, below=1)
     check("until", until, above=dense, below=1)
     check_integer("phases", phases, at_least=2)
     if phases % 2:
         raise InputError(f"phases: got {phases}, want an even number, compressed and decompressed in turn")
-    at = [dense + (until - dense) * i / phases for i in range(phases + 1)]
+    at = [*(dense + (until - dense) * i / phases - 1e-12 for i in range(phases)), until]  # at the step, if rounded up
     low = checked_density(density)
     values = [1.0] + [low if i % 2 == 0 else 1.0 for i in range(phases)] + [low]
     return Recipe(
         density=Steps(tuple(values), tuple(at)), allocation=named_allocation(allocation), grow=Random(0), every=every,
-        until=until,
+        until=until, forget=True,
     )  # fmt: skip
 
 
@@ -298,6 +287,9 @@ def undertraining_report(
         check_array(name, logits, ndim=2, shape=tuple(dense_logits.shape), dtypes="f")
         if labels.shape != logits.shape[:1]:
             raise InputError(f"labels: got shape {tuple(labels.shape)}, want ({len(logits)},)")
+        if bool(((labels < 0) | (labels >= logits.shape[1])).any()):
+            raise InputError(f"labels: got classes {int(labels.min())} to {int(labels.max())}, "
+                             f"want 0 to {logits.shape[1] - 1}")  # fmt: skip
         log_p = logits.double().log_softmax(1)
         found += [float(torch.nn.functional.nll_loss(log_p, labels)), float(-(log_p.exp() * log_p).sum(1).mean())]
     return Undertraining(*found)

@@ -43,6 +43,7 @@ class Recipe:
     penalty : added to the derivatives before each optimiser step, called as ``penalty(weights, gradients, progress)``
         with mappings by name, giving tensors by name.
     dense_momentum : the optimiser sees dense derivatives and remembers dropped entries.
+    forget : whenever the density rises, the optimiser forgets everything, of all its parameters.
     """
 
     density: Callable[[float, float], float]
@@ -58,6 +59,7 @@ class Recipe:
     through: Callable[..., Any] | None = None
     penalty: Callable[..., Any] | None = None
     dense_momentum: bool = False
+    forget: bool = False
 
     def __post_init__(self):
         check_integer("every", self.every, at_least=1)
@@ -157,7 +159,10 @@ def set_(
     )  # fmt: skip
 
 
-@register(kind="recipe", wing="network", source="arXiv:2202.02643", extra="torch", example=lambda: static(0.1))
+@register(
+    kind="recipe", wing="network", id="S043", source="arXiv:2202.02643", extra="torch", example=lambda: static(0.1),
+    claim="random masks lose less to dense the wider the network",
+)  # fmt: skip
 def static(density: float | None = None, *, allocation: Any = "erk", seed: int = 0) -> Recipe:
     """A mask that never changes: random at a density, or, without one, the nonzero pattern. Liu et al. (2022)."""
     if density is None:

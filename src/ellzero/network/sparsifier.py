@@ -20,10 +20,11 @@ from torch.nn.utils import parametrize
 
 from ellzero.errors import InputError, check_array, check_integer, suggestion
 from ellzero.network.moves import Update, afresh, within_layers
-from ellzero.network.prunable import owners, prunable, unwrapped
+from ellzero.network.prunable import owners, prunable, unwrapped, warn_if_tied
 from ellzero.network.recipes import Recipe
 from ellzero.network.report import Cost, Report, Row
-from ellzero.training.masks import largest, reset_state, scale_by_fan_in
+from ellzero.parts.allocations import Global
+from ellzero.training.masks import forget, largest, reset_state, scale_by_fan_in
 
 __all__ = ["Report", "Row", "Sparsifier", "prunable"]
 
@@ -81,6 +82,8 @@ class Sparsifier:
             if id(parameter) not in owned:
                 raise InputError(f"optimizer: does not hold {name!r}; want an optimiser of this model's parameters")
             check_array(f"model: {name}", parameter.detach())
+        if isinstance(recipe.allocation, Global):
+            warn_if_tied(model, self.weights)
         self._excluded_numel = sum(p.numel() for n, p in model.named_parameters() if n in self.excluded)
         holders = owners(model)
         self._scalable = {name for name, p in self.weights.items() if isinstance(holders[id(p)][0][1], _ROWS_ARE_UNITS)}
@@ -165,9 +168,28 @@ class Sparsifier:
             self.views[name] = view
             for own, module in holders[id(weight)]:
                 parametrize.register_parametrization(module, own.rpartition(".")[2], view, unsafe=True)
-            if parameters := list(view.parameters()):
-                self.optimizer.add_param_group({**view.group, "params": parameters})
+            self._join(weight, view)
         self._holders = {name: holders[id(weight)] for name, weight in self.weights.items()}
+
+    def _join(self, weight: Tensor, view: Any) -> None:
+        """Give a view's own parameters to the optimiser, with the settings of their weight unless it has others."""
+        if not (parameters := list(view.parameters())):
+            return
+        if view.group:
+            self.optimizer.add_param_group({**view.group, "params": parameters})
+            return
+        group = next(g for g in self.optimizer.param_groups if any(p is weight for p in g["params"]))
+        group["params"].extend(parameters)  # a further group would be one too many for a learning-rate scheduler
+
+    def _leave(self) -> None:
+        """Take the views' parameters back from the optimiser."""
+        own = {id(p) for view in self.views.values() for p in view.parameters()}
+        for group in self.optimizer.param_groups if own else ():
+            for parameter in [p for p in group["params"] if id(p) in own]:
+                self.optimizer.state.pop(parameter, None)
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        if own:
+            self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
 
     @torch.no_grad()
     def _penalise(self) -> None:
@@ -240,13 +262,18 @@ class Sparsifier:
         """Move the masks if it is time, and hold weights and optimiser state to them."""
         dense = self.recipe.dense_momentum or bool(self.views) or self._reads(self.step_count + 1)
         for name, mask in self.masks.items():
-            kept = self.counts[name]
+            shows = name in self.views and self.views[name].shows_dropped
+            kept = mask.numel() if shows else self.counts[name]
             self._spent += 2 * kept + mask.numel() if dense else 3 * kept
         self.step_count += 1
         if self.is_update(self.step_count):
             self._update()
         self._gradients.clear()
         self._apply()
+
+    def skip(self) -> None:
+        """In place of ``step()`` where the optimiser took none (a gradient scaler's overflow): its gradients go."""
+        self._gradients.clear()
 
     def _seen(self, masks: Any, counts: Any, share: float, keep: Any, grow: Any = None) -> Update:
         weights = {name: weight.detach() for name, weight in self.weights.items()}
@@ -263,6 +290,8 @@ class Sparsifier:
             progress = max(progress, recipe.until)
         target = recipe.density(progress, 1.0)
         if target != self._target:
+            if recipe.forget and target > self._target:
+                forget(self.optimizer)
             self._target = target
             reopens = recipe.grow is not None or self.views
             open_ = {n: self._allowed(n) if reopens else self.masks[n] for n in keep}
@@ -335,6 +364,7 @@ class Sparsifier:
                 weight.copy_(self.views[name](weight))
                 weight.masked_fill_(~self.masks[name], 0)
             weight.requires_grad_(True)
+        self._leave()
         self.views = {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import numpy as np
 from ellzero.errors import InputError, check
 from ellzero.registry import register
 
-__all__ = ["ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform", "kept_count"]
+__all__ = ["ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform", "kept_count",
+           "shared_out"]  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -74,6 +75,19 @@ def _rounded(densities: Mapping[str, float], sizes: Mapping[str, int], density: 
     for name in [name for name in order if counts[name] < sizes[name]][: max(missing, 0)]:
         counts[name] += 1
     return counts
+
+
+def shared_out(total: int, weight: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    """``total`` in whole numbers in proportion to the weights, at most ``room`` each, and the rest again.
+
+    The sum is ``total``, or all the room there is. Where the weights left are all zero, in proportion to the room.
+    """
+    open_ = {name: size for name, size in room.items() if size}
+    if not open_:
+        return dict.fromkeys(room, 0)
+    share, most = min(total / sum(open_.values()), 1.0), max(weight[name] for name in open_)
+    raw = {name: weight[name] / most / size if most > 0 else 0.0 for name, size in open_.items()}
+    return {**dict.fromkeys(room, 0), **_rounded(_scaled(raw, open_, share), open_, share)}
 
 
 @register(kind="allocation", source="none", example=lambda: Uniform())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ellzero.errors import InputError, check_integer
 
-__all__ = ["drop_and_grow", "largest", "reset_state", "scale_by_fan_in"]
+__all__ = ["drop_and_grow", "forget", "largest", "reset_state", "scale_by_fan_in"]
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
@@ -87,6 +87,15 @@ def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, entries: Bo
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(entries.to(value.device), 0)
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Zero all of an optimiser's memory, counts of steps too: as if it had just been built."""
+    for memory in optimizer.state.values():
+        for value in memory.values():
+            if isinstance(value, Tensor):
+                value.zero_()
 
 
 @torch.no_grad()
