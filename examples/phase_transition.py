@@ -1,6 +1,6 @@
 """Where sparse recovery works: the share of vectors found, over undersampling m / p and sparsity k / m.
 
-    python examples/phase_transition.py [OUT.html] [SIGNALS]
+    python examples/phase_transition.py [OUT.html] [SIGNALS] [COLUMNS]
 
 Gaussian matrices of 200 columns, Gaussian entries, no noise, 12 vectors a place. Each panel is a method; its line is
 where it finds half, the dashed one where the Lasso does. Above and to the left there is nothing to find.
@@ -14,35 +14,34 @@ from plotly.subplots import make_subplots
 from ellzero.linear.recovery_methods import FittedRecovery, Systems, methods, share_recovered
 from ellzero.rng import rng
 
-COLUMNS = 200
 UNDERSAMPLING, SPARSITY = np.linspace(0.1, 0.9, 9), np.linspace(0.05, 0.85, 11)
 TITLES = {"lasso": "Lasso (basis pursuit)", "omp": "OMP", "iht": "IHT", "htp": "HTP", "nst": "NST+HT+FB",
           "adaptive": "NST+HT+FB, k unknown"}  # fmt: skip
 
 
-def draw(m: int, k: int, signals: int) -> Systems:
+def draw(columns: int, m: int, k: int, signals: int) -> Systems:
     """Vectors with k entries, measured m times by one matrix."""
     stream = rng(0, "phase transition", m, k)
-    A, coefs = stream.standard_normal((m, COLUMNS)), np.zeros((COLUMNS, signals))
+    A, coefs = stream.standard_normal((m, columns)), np.zeros((columns, signals))
     for column in coefs.T:
-        column[stream.choice(COLUMNS, k, replace=False)] = stream.standard_normal(k)
+        column[stream.choice(columns, k, replace=False)] = stream.standard_normal(k)
     return Systems(A, coefs, A @ coefs, k)
 
 
-def shares(signals: int) -> dict[str, np.ndarray]:
+def shares(columns: int, signals: int) -> dict[str, np.ndarray]:
     """Per method the share found, ``[sparsity, undersampling]``."""
     grid = {name: np.zeros((len(SPARSITY), len(UNDERSAMPLING))) for name in TITLES}
     for i, j in np.ndindex(len(SPARSITY), len(UNDERSAMPLING)):
-        m = round(UNDERSAMPLING[j] * COLUMNS)
-        systems = draw(m, max(1, round(SPARSITY[i] * m)), signals)
+        m = round(UNDERSAMPLING[j] * columns)
+        systems = draw(columns, m, max(1, round(SPARSITY[i] * m)), signals)
         for name, method in methods().items():
             found = FittedRecovery(method, systems.A, systems.k, 0.0).recover(systems.b)
             grid[name][i, j] = share_recovered(found, systems)
     return grid
 
 
-def main(out: str = "phase_transition.html", signals: str = "12") -> None:
-    grid = shares(int(signals))
+def main(out: str = "phase_transition.html", signals: str = "12", columns: str = "200") -> None:
+    grid = shares(int(columns), int(signals))
     figure = make_subplots(
         2, 3, subplot_titles=list(TITLES.values()), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.09,
         horizontal_spacing=0.03, x_title="measurements / columns", y_title="entries / measurements",

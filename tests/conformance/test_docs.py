@@ -53,3 +53,21 @@ def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+PICTURES = {
+    "lasso_path.py": ["6"], "penalties.py": [], "permutation_null.py": ["4"], "phase_transition.py": ["1", "30"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_an_example_draws_its_picture_at_small_size(name, tmp_path):
+    if name == "demo.py":
+        pytest.skip("it sets up a comparison of all wings: `make demo`")
+    pytest.importorskip("plotly")
+    out = tmp_path / "picture.html"
+    command = [sys.executable, str(ROOT / "examples" / name), str(out), *PICTURES[name]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"drawn in {out}" in done.stdout
+    assert "Plotly.newPlot" in out.read_text()

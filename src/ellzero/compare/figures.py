@@ -67,6 +67,7 @@ def _hover(point: FrontierPoint, run: Run) -> str:
 
 
 def _trace(points: Sequence[FrontierPoint], x: Callable, run: Run, index: int, errors: bool) -> dict[str, Any]:
+    again = index >= len(SYMBOLS)  # colours begin anew: hollow, on a dotted line
     trace = {
         "type": "scatter",
         "mode": "lines+markers" if not points[0].dense else "markers",
@@ -76,8 +77,8 @@ def _trace(points: Sequence[FrontierPoint], x: Callable, run: Run, index: int, e
         "text": [_hover(p, run) for p in points],
         "hovertemplate": "%{text}<extra></extra>",
         "colour": index,
-        "line": {"width": 2},
-        "marker": {"size": 9, "symbol": SYMBOLS[index % len(SYMBOLS)]},
+        "line": {"width": 2, "dash": "dot" if again else "solid"},
+        "marker": {"size": 9, "symbol": SYMBOLS[index % len(SYMBOLS)] + ("-open" if again else "")},
     }
     for axis, name in (("error_y", "fidelity_se"), ("error_x", "realised_se")):
         if errors and any(getattr(p, name) for p in points):
