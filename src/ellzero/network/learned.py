@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ellzero.errors import check, check_integer
+from ellzero.errors import InputError, check, check_integer
 from ellzero.network.moves import Update
 from ellzero.network.recipes import Recipe, checked_density, named_allocation
 from ellzero.network.views import View
@@ -47,11 +47,15 @@ class Annealing:
 
 
 class LearnedThreshold(View):
-    """``sign(w) h(|w| - sigmoid(s))`` with a learned ``s``; h has slope 1 above zero and an annealed one below."""
+    """``sign(w) h(|w| - sigmoid(s))`` with a learned ``s``; h has slope 1 above zero and ``share`` at and below it.
 
-    def __init__(self, mask, start, schedule):
+    Entries that the first mask closes stay closed.
+    """
+
+    def __init__(self, weight, mask, start, schedule):
         super().__init__(mask)
-        self.s = nn.Parameter(torch.full((), float(start), device=mask.device))
+        self.register_buffer("open", mask.clone(), persistent=False)
+        self.s = nn.Parameter(weight.new_tensor(float(start)))
         self.gradient: Any = Annealed(schedule)
 
     def move(self, mask, progress):
@@ -60,21 +64,23 @@ class LearnedThreshold(View):
 
     def support(self, weight: Tensor) -> Bool[Tensor, "*shape"]:
         """The entries above the threshold."""
-        return weight.abs() > torch.sigmoid(self.s).to(weight.dtype)
+        return (weight.abs() > torch.sigmoid(self.s)) & self.open
 
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The shrunk weight."""
-        above = weight.abs() - torch.sigmoid(self.s).to(weight.dtype)
-        return weight.detach().sign() * self.gradient.apply(above, above.detach() > 0)
+        one = torch.ones((), dtype=weight.dtype, device=weight.device)
+        sign = one.where(weight >= 0, -one)  # never 0, so that a weight at zero can leave it
+        above = sign * weight - torch.sigmoid(self.s)
+        return Masked().apply(sign * self.gradient.apply(above, above.detach() > 0), self.open)
 
 
 @dataclass(frozen=True)
 class _Thresholds:
     start: float
-    schedule: Annealing
+    schedule: Any
 
     def __call__(self, name: str, weight: Tensor, mask: Tensor) -> View:
-        return LearnedThreshold(mask, self.start, self.schedule)
+        return LearnedThreshold(weight, mask, self.start, self.schedule)
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,19 @@ def autosparse(
     share : of the derivative that dropped weights get at first; it anneals to none at the fraction ``end`` of the run,
         and sets the density: a smaller one gives a sparser network.
     start : first value of the logit of the threshold; -5 is a threshold of 0.0067. The optimiser's weight decay acts on
-        it too, which raises the threshold.
+        it too, which pulls the threshold towards 0.5.
+    every : steps between two counts of what is above the thresholds; it changes nothing else.
     schedule : another course of the share, called with the progress; ``Constant(share)`` holds it.
     """
     check("share", share, at_least=0, at_most=1)
     check("end", end, above=0, at_most=1)
     check("start", start, above=-math.inf, below=math.inf)
-    through = _Thresholds(start, Annealing(share, end) if schedule is None else schedule)
+    if schedule is not None and not callable(schedule):
+        raise InputError(f"schedule: got {schedule!r}, want a schedule such as Constant(0.5)")
+    course = Annealing(share, end) if schedule is None else schedule
+    for i in range(101):
+        check("schedule", course(i / 100), at_least=0, at_most=1)
+    through = _Thresholds(start, course)
     return Recipe(Constant(1.0), Uniform(), move=_Own(), through=through, every=every)
 
 
@@ -130,19 +142,23 @@ class LowRankScores(View):
         self.U, self.V = normal(rows, rank), zero(rank, columns)
         self.A, self.B = normal(rows, score_rank), zero(score_rank, columns)
         self.R, self.C = zero(rows, 1), zero(1, columns)
-        weight.requires_grad_(False)
+        weight.requires_grad_(False).grad = None  # an optimiser steps on a stale derivative too
 
     def _updated(self, weight: Tensor) -> Tensor:
         return weight + self.beta * (self.U @ self.V).reshape(weight.shape)
 
     def scores(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What the mask is cut from."""
-        learned = self.a1 * self.A @ self.B + self.a2 * (self.R + self.C)
-        return self._updated(weight).abs() + learned.reshape(weight.shape)
+        return self._scores(self._updated(weight))
+
+    def _scores(self, updated: Tensor) -> Tensor:
+        learned = self.a1 * (self.A @ self.B) + self.a2 * (self.R + self.C)
+        return updated.abs() + learned.reshape(updated.shape)
 
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What the layer uses."""
-        updated, scores = self._updated(weight), self.scores(weight)
+        updated = self._updated(weight)
+        scores = self._scores(updated)
         return Masked().apply(updated, self.mask) + updated.detach() * (scores - scores.detach())
 
 
@@ -176,17 +192,30 @@ class OfView:
 )  # fmt: skip
 def pst(
     density: float = 0.1, *, rank: int = 8, score_rank: int = 8, beta: float = 1.0, a1: float = 1.0, a2: float = 1.0,
-    begin: float = 0.1, end: float = 0.7, every: int = 10, allocation: Any = "uniform", seed: int = 0,
+    begin: float = 0.1, end: float = 0.7, every: int = 1, allocation: Any = "uniform", seed: int = 0,
 ) -> Recipe:  # fmt: skip
     """Prune while fine-tuning with few trainable parameters. Li et al. (2022).
 
-    Weights are frozen; ``U V`` updates them, ``A B`` and a number for each row and column correct the scores, and all
-    start so that the first scores are magnitudes. Density falls along a cubic between ``begin`` and ``end``. Trainable
-    are ``(rank + score_rank)(out + in) + out + in`` numbers for each weight; freeze biases yourself to train no more.
+    A weight ``W`` of shape ``[out, in]`` is frozen. The layer uses ``mask * (W + beta U V)``; the mask keeps what is
+    largest of ``|W + beta U V| + a1 A B + a2 (R + C)``, with ``R`` a number for each row and ``C`` one for each column.
+    ``U`` and ``A`` start normal and the others at zero, so the first scores are magnitudes. Trainable are
+    ``(rank + score_rank) (out + in) + out + in`` numbers for each weight; freeze biases yourself to train no more. A
+    filter counts as a row.
+
+    Parameters
+    ----------
+    density : falls to this along a cubic between the fractions ``begin`` and ``end`` of the run.
+    rank, score_rank : of ``U V`` and of ``A B``.
+    beta, a1, a2 : how much they weigh.
+    every : steps between two masks.
+    seed : draws ``U`` and ``A``.
+
     After ``remove()`` the weights are those of the masked product, and the small matrices are gone.
     """
     for name, value in (("rank", rank), ("score_rank", score_rank)):
         check_integer(name, value, at_least=1)
+    for name, value in (("beta", beta), ("a1", a1), ("a2", a2)):
+        check(name, value, above=-math.inf, below=math.inf)
     return Recipe(
         density=Cubic(1.0, checked_density(density), begin, end), allocation=named_allocation(allocation),
         score=OfView(), through=_LowRank(rank, score_rank, beta, a1, a2, seed), every=every,

@@ -32,6 +32,10 @@ def _recipe(stairs: Stairs, through: Through, every: int) -> Recipe:
     return Recipe(Constant(1.0), Uniform(), move=ByPattern(stairs), through=through, every=every)
 
 
+def _rule(gradient: str) -> Any:
+    return {"scaled": Masked(), "ste": StraightThrough()}[check_choice("gradient", gradient, ("scaled", "ste"))]
+
+
 @dataclass(frozen=True)
 class Stairs:
     """Patterns one after the other in equal periods from the fraction ``begin`` to ``end``, and the last one after."""
@@ -44,8 +48,9 @@ class Stairs:
         """The pattern in force; None before ``begin``."""
         if progress < self.begin:
             return None
-        share = (progress - self.begin) / (self.end - self.begin) if self.end > self.begin else 1.0
-        return NM(*self.patterns[min(int(share * len(self.patterns)), len(self.patterns) - 1)])
+        share = (progress - self.begin) / (self.end - self.begin) if progress < self.end else 1.0
+        period = int(share * len(self.patterns) + 1e-9)  # a period that starts at a step starts at that step
+        return NM(*self.patterns[min(period, len(self.patterns) - 1)])
 
 
 @register(
@@ -53,13 +58,13 @@ class Stairs:
     claim="a decay of dropped weights steadies straight-through n:m training",
 )  # fmt: skip
 def sr_ste(n: int = 2, m: int = 4, *, decay: float = 2e-4, dense: float = 0.0, every: int = 1) -> Recipe:
-    """n of m by a straight-through mask and a decay of what is dropped. Zhou et al. (2021).
+    """n of m by a straight-through mask and a decay of what is dropped. Zhou et al. (2021), equation 9.
 
-    The forward product uses the ``n`` largest of each group; all weights get the derivative, and dropped ones also
-    ``decay * w``. ``dense`` is the fraction of the run before the pattern.
+    The forward product uses the ``n`` largest of each group of ``m`` consecutive inputs; all weights get the
+    derivative, and dropped ones also ``decay * w``. ``dense`` is the fraction of the run before the pattern.
     """
     _pattern(n, m)
-    check("decay", decay, at_least=0)
+    check("decay", decay, at_least=0, below=math.inf)
     check("dense", dense, at_least=0, below=1)
     return _recipe(Stairs(((n, m),), dense, dense), Through(StraightThrough(), decay=decay), every)
 
@@ -93,37 +98,44 @@ def decaying_mask(
 ) -> Recipe:  # fmt: skip
     """n of m by a mask that fades in: ``w (mask + beta_t (1 - mask))``. Bambhaniya et al. (2024), MdGf.
 
-    ``beta`` falls from 1 after the dense fraction to 0 before the last ``tune`` of the run, which trains under the hard
-    mask. ``gradient="scaled"`` gives dropped weights ``beta`` times their derivative, ``"ste"`` all of it.
+    Parameters
+    ----------
+    n, m : ``n`` of each ``m`` consecutive inputs of a unit stay.
+    shape, rate : of ``beta``, which falls from 1 after the fraction ``dense`` of the run to 0 before its last ``tune``,
+        which trains under the hard mask; ``exp(-rate u)`` or ``1 - u`` of the progress ``u`` between the two.
+    gradient : ``"scaled"`` gives dropped weights ``beta`` times the derivative, as differentiating the product does;
+        ``"ste"`` all of it, as the published code does.
+
+    Until ``beta`` is 0 the network computes with all its weights, and its report counts it so.
     """
     _pattern(n, m)
     check_choice("shape", shape, ("exponential", "linear"))
-    check_choice("gradient", gradient, ("scaled", "ste"))
-    check("rate", rate, above=0)
+    check("rate", rate, above=0, below=math.inf)
     check("dense", dense, at_least=0, below=1)
     check("tune", tune, at_least=0, below=1 - dense)
     showing = Fading(shape, dense, 1 - tune, rate)
-    rule: Any = Masked() if gradient == "scaled" else StraightThrough()
-    return _recipe(Stairs(((n, m),), 0.0, 0.0), Through(rule, showing), every)
+    return _recipe(Stairs(((n, m),), 0.0, 0.0), Through(_rule(gradient), showing), every)
 
 
 @register(
     kind="recipe", wing="network", id="S038", source="arXiv:2402.04744", extra="torch",
-    example=lambda: pattern_staircase(1, 16),
+    example=lambda: pattern_staircase(1, 16), claim="coarser patterns first end above SR-STE at 1:16",
 )  # fmt: skip
 def pattern_staircase(
-    n: int = 1, m: int = 16, *, variant: str = "stepwise", dense: float = 0.05, tune: float = 0.15, every: int = 1
-) -> Recipe:
+    n: int = 1, m: int = 16, *, variant: str = "stepwise", dense: float = 0.05, tune: float = 0.15,
+    gradient: str = "scaled", every: int = 1,
+) -> Recipe:  # fmt: skip
     """n of m by coarser patterns first. Bambhaniya et al. (2024), SdGf.
 
     ``"stepwise"`` goes through ``m-1 : m``, ``m/2 : m``, ``m/4 : m``, ... to ``n : m``; ``"geometric"`` through groups
-    that shrink at the same density, ``8n : 8m``, ``4n : 4m``, ``2n : 2m``, ``n : m``. Each lasts as long as the others;
-    the last ``tune`` of the run trains under ``n : m``.
+    that shrink at the same density, ``8n : 8m``, ``4n : 4m``, ``2n : 2m``, ``n : m``. Each lasts as long as the others,
+    between the first ``dense`` and the last ``tune`` of the run, which trains on under ``n : m``. Dropped weights keep
+    their value underneath; ``gradient="scaled"`` gives them no derivative, ``"ste"`` all of it.
     """
     _pattern(n, m)
     check_choice("variant", variant, ("stepwise", "geometric"))
     check("dense", dense, at_least=0, below=1)
-    check("tune", tune, above=0, below=1 - dense)
+    check("tune", tune, at_least=0, below=1 - dense)
     if variant == "geometric":
         patterns = [(k * n, k * m) for k in (8, 4, 2)]
     else:
@@ -131,17 +143,4 @@ def pattern_staircase(
         patterns = [(k, m) for k in dict.fromkeys([m - 1, *halves]) if k > n]
     if not patterns:
         raise InputError(f"n: got {n} of {m}, want a smaller share: there is no coarser pattern before it")
-    stairs = _Ending(Stairs(tuple(patterns), dense, 1 - tune), 1 - tune, (n, m))
-    return _recipe(stairs, Through(Masked()), every)
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """Stairs, and from ``end`` on one last pattern."""
-
-    stairs: Stairs
-    end: float
-    last: tuple[int, int]
-
-    def __call__(self, progress: float) -> NM | None:
-        return NM(*self.last) if progress >= self.end else self.stairs(progress)
+    return _recipe(Stairs((*patterns, (n, m)), dense, 1 - tune), Through(_rule(gradient)), every)

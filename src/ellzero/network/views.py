@@ -25,7 +25,7 @@ class View(nn.Module):
 
     ``mask`` follows the sparsifier. A view whose support is its own gives it by ``support(weight)``; one that scores
     entries itself is read by the recipe's score through ``state["view"]``. Parameters of a view join the user's
-    optimiser, with the settings in ``group``.
+    optimiser in the group of their weight, or in one of their own with the settings in ``group``.
     """
 
     group: ClassVar[dict[str, Any]] = {}
@@ -46,6 +46,11 @@ class View(nn.Module):
         """What is added to the derivative of the weight; None for nothing."""
         return None
 
+    @property
+    def shows_dropped(self) -> bool:
+        """Whether dropped entries still reach the layer, which then costs what a dense one does."""
+        return False
+
 
 class Dropped(View):
     """``rule.apply(w, mask) + share w (1 - mask)``, and a decay of what is dropped."""
@@ -65,7 +70,14 @@ class Dropped(View):
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What the layer uses."""
         seen = self.gradient.apply(weight, self.mask)
-        return seen if self.share == 0 else seen + self.share * Masked().apply(weight, ~self.mask)
+        if self.share == 0:
+            return seen
+        shown = weight if isinstance(self.gradient, Masked) else weight.detach()  # else the rule alone decides
+        return seen + self.share * Masked().apply(shown, ~self.mask)
+
+    @property
+    def shows_dropped(self):
+        return self.share != 0
 
     def penalty(self, weight):
         return self.decay * weight.masked_fill(self.mask, 0) if self.decay else None
@@ -79,7 +91,7 @@ class Through:
     ----------
     gradient : rule of ``parts.gradients``.
     showing : schedule of the share of a dropped entry that the network still sees; with ``Masked`` its derivative is
-        that share too.
+        that share too, with another rule what the rule says.
     decay : ``decay * w`` is added to the derivative of dropped entries (SR-STE). Zhou et al. (2021), equation 9.
     """
 
