@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -401,3 +402,30 @@ def test_masks_outside_within_are_refused():
     within["one.weight"][0, :3] = False
     with pytest.raises(InputError, match=r"masks\['one.weight'\]: keeps 3 entries outside within"):
         set_up(static(0.9), masks=every, within=within)
+
+
+class TestTheWarningAboutTiedEmbeddings:
+    """One threshold for all layers, and a table of embeddings that is the head as well."""
+
+    def sparsify(self, recipe, model=None, **options):
+        model = WithEmbedding() if model is None else model
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return Sparsifier(model, recipe, optimizer=torch.optim.SGD(parameters, lr=0.1), steps=4, **options)
+
+    def test_left_out_it_is_counted(self):
+        numel = sum(p.numel() for p in WithEmbedding().parameters())
+        with pytest.warns(UserWarning, match=rf"embed.weight: .*to the head, stays dense with 66 of {numel}"):
+            self.sparsify(gmp(0.5))
+
+    def test_asked_for_it_is_named_with_the_remedy(self):
+        with pytest.warns(UserWarning, match=r"embed.weight: .*one threshold with all other .*allocation='uniform'"):
+            self.sparsify(gmp(0.5), include=["head", "up"])
+
+    @pytest.mark.parametrize("case", ["uniform", "untied", "none"])
+    def test_otherwise_nothing_is_said(self, case):
+        model = WithEmbedding() if case != "none" else Small()
+        if case == "untied":
+            model.head.weight = nn.Parameter(torch.randn(11, 6))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.sparsify(gmp(0.5, allocation="uniform" if case == "uniform" else "global"), model)

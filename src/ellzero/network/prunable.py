@@ -1,20 +1,22 @@
 """Which weights of a user's model take part, and why each other parameter does not.
 
-Lives here: ``prunable`` and its name patterns, ``owners`` (every name of a tied weight), ``unwrapped``. Does not live
-here: masks (``sparsifier``), patterns for modules whose activations are wanted (``models.attach``).
+Lives here: ``prunable`` and its name patterns, ``owners`` (every name of a tied weight), ``unwrapped``, the warning
+about tied embeddings. Does not live here: masks (``sparsifier``), patterns for modules whose activations are wanted
+(``models.attach``).
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ellzero.errors import InputError, suggestion
 
-__all__ = ["owners", "prunable", "unwrapped"]
+__all__ = ["owners", "prunable", "unwrapped", "warn_if_tied"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -106,3 +108,24 @@ def prunable(
     if not chosen:
         raise InputError(f"model: {type(model).__name__} has no weight to prune; excluded: {excluded}")
     return chosen, excluded
+
+
+def warn_if_tied(model: nn.Module, chosen: Collection[str]) -> None:
+    """Say what one threshold for all layers means where a head is tied to an embedding."""
+    holders = owners(model)
+    for name, parameter in model.named_parameters():
+        embeds = [isinstance(module, nn.Embedding) for _, module in holders[id(parameter)]]
+        if not any(embeds) or all(embeds):
+            continue
+        if name in chosen:
+            text = (
+                "is pruned by one threshold with all other layers, though its entries have a scale of their own; "
+                "exclude it, or share the density out otherwise (allocation='uniform' or 'erk')"
+            )
+        else:
+            total = sum(p.numel() for p in model.parameters())
+            text = (
+                f"stays dense with {parameter.numel()} of {total} parameters, and the density is that of the others; "
+                "report().density_of_all counts them all"
+            )
+        warnings.warn(f"{name}: this embedding, tied to the head, {text}", UserWarning, stacklevel=3)
