@@ -65,6 +65,7 @@ __getattr__, __dir__, __all__ = lazy(
         "dynamic",
         "frontier",
         "initial",
+        "iso_flop",
         "knee",
         "learned",
         "net_trim",

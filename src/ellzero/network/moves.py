@@ -20,7 +20,7 @@ from torch import Tensor
 from ellzero.errors import InputError
 from ellzero.training.masks import drop_and_grow, largest
 
-__all__ = ["ByPattern", "Update", "afresh", "within_layers"]
+__all__ = ["ByPattern", "Update", "afresh", "along_inputs", "within_layers"]
 
 Masks = Mapping[str, Bool[Tensor, "*shape"]]
 
@@ -89,13 +89,18 @@ class ByPattern:
         mask = update.masks[name]
         if constraint is None:
             return torch.ones_like(mask) if name not in update.within else update.within[name].clone()
-        if mask.ndim < 2:
-            raise InputError(f"{name}: has shape {tuple(mask.shape)}, want an axis of inputs after that of units")
         scores = update.keep(name)
         if name in update.within:
             scores = scores.masked_fill(~update.within[name], -torch.inf)
-        rows = scores.movedim(1, -1)
-        size, m = rows.shape[-1], getattr(constraint, "m", 1)
-        padded = torch.nn.functional.pad(rows, (0, -size % m), value=-torch.inf)
-        kept = constraint.support(padded)[..., :size].movedim(-1, 1)
+        kept = along_inputs(constraint, scores, name)
         return kept if name not in update.within else kept & update.within[name]
+
+
+def along_inputs(constraint: Any, scores: Tensor, name: str = "scores") -> Bool[Tensor, "*shape"]:
+    """What a constraint keeps of ``[out, in, ...]`` along the inputs, filled up to a multiple of its ``m``."""
+    if scores.ndim < 2:
+        raise InputError(f"{name}: has shape {tuple(scores.shape)}, want an axis of inputs after that of units")
+    rows = scores.movedim(1, -1)
+    size, m = rows.shape[-1], getattr(constraint, "m", 1)
+    padded = torch.nn.functional.pad(rows, (0, -size % m), value=-torch.inf)
+    return constraint.support(padded)[..., :size].movedim(-1, 1)

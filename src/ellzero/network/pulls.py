@@ -1,7 +1,7 @@
 """Recipes that pull weights to zero while they train, and cut once at the end of the pull.
 
 Lives here: ``hyper_sparse`` and ``irrelevance`` with their pulls. Does not live here: procedures that decide when to
-stop (``cycles``), the optimiser's own weight decay.
+stop (``adaptive``, ``cycles``), the optimiser's own weight decay.
 A pull is called as ``pull(weights, gradients, progress)`` and gives what is added to the derivatives.
 """
 
@@ -9,28 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ellzero.errors import check
-from ellzero.network.recipes import Recipe, checked_density
-from ellzero.parts.allocations import Global, kept_count
+from ellzero.network.recipes import Recipe, checked_density, named_allocation
+from ellzero.parts.allocations import kept_count
 from ellzero.parts.schedules import OneShot
 from ellzero.registry import register
 
 __all__ = ["HyperSparse", "Irrelevance", "hyper_sparse", "irrelevance"]
 
-_BEND = 0.6585  # artanh(1 / sqrt(3)), where the slope of tanh bends most
+_BEND = 0.6585  # artanh(1 / sqrt(3)), where the slope of tanh falls fastest
 
 
 @dataclass(frozen=True)
 class HyperSparse:
     """A pull that is strong on all but the ``density`` largest weights of the network. Glandorf et al. (2023).
 
-    With ``s = 0.6585 / |w|_(k)``, ``k`` the number of weights to go, and ``t_i = tanh(s |w_i|)``, the derivative of
-    ``sum |w| (sum t / sg(sum t)) - sum |w|``: ``sign(w_i) s (1 - t_i^2) sum |w| / sum t``. Its strength is
-    ``strength * growth ** (epochs * (progress - begin))`` from ``begin`` to ``end``, and nothing outside.
+    With ``s = 0.6585 / |w|_(k)``, ``|w|_(k)`` the largest size of a weight that is to go, and ``t_i = tanh(s |w_i|)``,
+    the derivative of ``sum |w| (sum t / sg(sum t)) - sum |w|``, ``s`` held fixed and sg stopping gradients:
+    ``sign(w_i) s (1 - t_i^2) sum |w| / sum t``. Its strength is ``strength * growth ** (epochs * (progress - begin))``
+    from the fraction ``begin`` of the run to ``end``, and nothing outside; ``epochs`` is the length of the whole run.
     """
 
     density: float
@@ -78,16 +80,17 @@ class HyperSparse:
 )  # fmt: skip
 def hyper_sparse(
     density: float = 0.1, *, strength: float = 5e-6, growth: float = 1.05, epochs: float = 100.0, begin: float = 0.2,
-    end: float = 0.6, allocation: object = None,
+    end: float = 0.6, allocation: Any = "global",
 ) -> Recipe:  # fmt: skip
     """Train, pull all but the largest weights to zero ever harder, cut them, train on. Glandorf et al. (2023).
 
-    ``begin`` and ``end`` are the fractions of the run where the pull begins, and where the cut is. The procedure that
-    stops pulling when cutting no longer costs training accuracy is ``cycles.adaptive_training``.
+    ``begin`` and ``end`` are the fractions of the run where the pull begins, and where the cut is; ``epochs`` is the
+    length of the run, of which ``growth`` is the factor of one. A run of few steps wants a larger ``strength``. The
+    procedure that stops pulling when cutting no longer costs training accuracy is ``adaptive.adaptive_training``.
     """
     pull = HyperSparse(density, strength, growth, epochs, begin, end)
     return Recipe(
-        OneShot(1.0, checked_density(density), end), allocation or Global(), every=1_000_000_000, until=end,
+        OneShot(1.0, checked_density(density), end), named_allocation(allocation), every=1_000_000_000, until=end,
         penalty=pull,
     )  # fmt: skip
 
@@ -96,8 +99,9 @@ def hyper_sparse(
 class Irrelevance:
     """A weight decay for weights that the loss does not feel: ``strength w exp(-|g| / (scale mean |g|))``.
 
-    Bonetta et al. (2022). The exponent is relative to the mean size of the layer's derivative, since minibatch
-    derivatives of 1e-4 would otherwise make every weight irrelevant. It ends at the fraction ``end`` of the run.
+    Bonetta et al. (2022), whose ``exp(-|g|)`` is made relative to the mean size of the derivative over the layer's
+    nonzero weights, since derivatives of 1e-4 would otherwise make every weight irrelevant. It joins the derivative, so
+    that it is multiplied by the learning rate. It ends at the fraction ``end`` of the run.
     """
 
     strength: float = 1e-4
@@ -120,7 +124,9 @@ class Irrelevance:
         if gradient is None:
             return torch.zeros_like(weight)
         size = gradient.abs()
-        return self.strength * weight * torch.exp(-size / (self.scale * size.mean().clamp_min(1e-30)))
+        live = weight != 0
+        mean = (size * live).sum() / live.sum().clamp_min(1)
+        return self.strength * weight * torch.exp(-size / (self.scale * mean).clamp_min(torch.finfo(size.dtype).tiny))
 
 
 @register(
@@ -128,13 +134,13 @@ class Irrelevance:
     claim="decay gated by irrelevance reaches a higher sparsity than L2 at equal accuracy",
 )  # fmt: skip
 def irrelevance(
-    density: float = 0.1, *, strength: float = 1e-4, scale: float = 1.0, end: float = 0.6, allocation: object = None
+    density: float = 0.1, *, strength: float = 1e-4, scale: float = 1.0, end: float = 0.6, allocation: Any = "global"
 ) -> Recipe:
     """Decay weights that the loss does not feel, cut the smallest at ``end``, train on. Bonetta et al. (2022).
 
     The loop that cuts on until the validation metric leaves its tolerance is ``cycles.prune_to_tolerance``.
     """
     return Recipe(
-        OneShot(1.0, checked_density(density), end), allocation or Global(), every=1_000_000_000, until=end,
+        OneShot(1.0, checked_density(density), end), named_allocation(allocation), every=1_000_000_000, until=end,
         penalty=Irrelevance(strength, scale, end),
     )  # fmt: skip
