@@ -34,11 +34,12 @@ __all__ = ["ConstantFanIn", "Redistributed", "Undertraining", "ac_dc", "dst_ee",
 class UpperConfidence:
     """The size of the gradient plus ``c m ln(t) / (N + eps)``. Huang et al. (2023).
 
-    ``t`` counts updates from 1, ``N`` the updates after which the entry was active, and ``m`` is the median size of the
-    layer's gradient, so that ``c`` has no unit. With ``c = 0`` it is the score ``Gradient``.
+    ``t`` counts updates from 1, ``N`` the updates after which the entry was active, and ``m`` is the mean size of the
+    layer's gradient, so that ``c`` has no unit; in the paper ``c`` is absolute, ``m = 1``. With ``c = 0`` it is the
+    score ``Gradient``.
     """
 
-    c: float = 1.0
+    c: float = 10.0
     eps: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("gradient", "rounds")
@@ -52,7 +53,7 @@ class UpperConfidence:
         if state is None or state.get("rounds") is None:
             raise InputError('state["rounds"]: got None, want the rounds in which each entry was active')
         bonus = math.log(max(state.get("round", 1), 1)) / (state["rounds"] + self.eps)
-        return size + self.c * size.median() * bonus
+        return size + self.c * size.mean() * bonus
 
 
 @register(
@@ -60,12 +61,12 @@ class UpperConfidence:
     claim="growing with an exploration bonus covers more weights at no loss to RigL",
 )  # fmt: skip
 def dst_ee(
-    density: float = 0.1, *, c: float = 1.0, eps: float = 1.0, every: int = 100, drop: float = 0.3,
+    density: float = 0.1, *, c: float = 10.0, eps: float = 1.0, every: int = 100, drop: float = 0.3,
     until: float = 0.75, allocation: Any = "erk", seed: int = 0,
 ) -> Recipe:  # fmt: skip
     """RigL that also explores: entries rarely active get a bonus. Huang et al. (2023), equation 2.
 
-    ``c`` weighs the bonus in units of the layer's median gradient; 0 is RigL.
+    ``c`` weighs the bonus in units of the layer's mean gradient; 0 is RigL.
     """
     return Recipe(
         density=Constant(checked_density(density)), allocation=named_allocation(allocation), start=Random(seed),

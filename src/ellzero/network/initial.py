@@ -1,6 +1,6 @@
 """Masks before training: scores of untrained weights, sampling by score, search, and what a random start allows.
 
-Lives here: ``snip``, ``synflow`` and ``magnitudes`` (scores by name), ``masks_of`` (their largest, or a sample),
+Lives here: ``snip``, ``synaptic_flow`` and ``magnitudes`` (scores by name), ``synflow`` and ``masks_of`` (masks),
 ``ratios_of`` (only their densities by layer), ``required_width``, ``sketch_error`` and ``sketch_bound``,
 ``random_search``. Does not live here: training under a mask (``recipes.static`` with ``masks=`` or an allocation).
 """
@@ -28,7 +28,7 @@ from ellzero.training.masks import largest
 
 __all__ = [
     "Fixed", "Searched", "magnitudes", "masks_of", "random_search", "ratios_of", "required_width", "sketch_bound",
-    "sketch_error", "snip", "synflow",
+    "sketch_error", "snip", "synaptic_flow", "synflow",
 ]  # fmt: skip
 
 Scores = Mapping[str, Float[Tensor, "*shape"]]
@@ -83,31 +83,55 @@ def synflow(
 ) -> Masks:  # fmt: skip
     """Masks by synaptic flow, without data: iteratively along an exponential. Tanaka et al. (2020), algorithm 1.
 
-    The score is ``w dR/dw`` with R the sum of the outputs of the network of absolute weights on an input of ones; it is
-    taken anew in each of ``rounds`` cuts to ``density ** (r / rounds)``. In double precision, since R is a product over
-    layers; the model itself is not changed.
+    The flow is taken anew in each of ``rounds`` cuts to ``density ** (r / rounds)``. In double precision, since it is a
+    product over layers; the model itself is not changed.
 
     Parameters
     ----------
-    example : one input, for its shape.
+    example : inputs, for the shape of one.
+
+    Raises
+    ------
+    InputError : a density outside (0, 1], or a flow that is not finite.
     """
     check("density", density, above=0, at_most=1)
+    twin, ones = _absolute(model, example)
+    weights = prunable(twin, include, exclude)[0]
+    masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    for number in range(1, check_integer("rounds", rounds, at_least=1) + 1):
+        masks = masks_of(_flow(twin, ones, weights), density ** (number / rounds), within=masks)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.masked_fill_(~masks[name], 0)
+    return masks
+
+
+def synaptic_flow(
+    model: nn.Module, example: Float[Tensor, "*shape"], *, include: Any = None, exclude: Any = None
+) -> dict[str, Tensor]:
+    """``w dR/dw``, R the sum of the outputs of the network of absolute weights on an input of ones.
+
+    Tanaka et al. (2020), equation 2. What flows into a unit flows out of it, so that without biases each layer of a
+    chain has the same sum. Double precision.
+    """
+    twin, ones = _absolute(model, example)
+    return _flow(twin, ones, prunable(twin, include, exclude)[0])
+
+
+def _absolute(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """The network of absolute weights in double precision, and its input of ones."""
+    check_array("example", example, dtypes="f", finite=False)
     twin = copy.deepcopy(model).double().eval()
     with torch.no_grad():
         for tensor in (*twin.parameters(), *twin.buffers()):
             if tensor.is_floating_point():
                 tensor.abs_()
-    weights = prunable(twin, include, exclude)[0]
-    ones = torch.ones_like(example[:1], dtype=torch.float64)
-    masks: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    for number in range(1, check_integer("rounds", rounds, at_least=1) + 1):
-        gradients = torch.autograd.grad(twin(ones).sum(), list(weights.values()))
-        scores = {name: (weight.detach() * g).abs() for (name, weight), g in zip(weights.items(), gradients)}
-        masks = masks_of(_finite(scores), density ** (number / rounds), within=masks)
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.masked_fill_(~masks[name], 0)
-    return masks
+    return twin, torch.ones_like(example[:1], dtype=torch.float64)
+
+
+def _flow(twin: nn.Module, ones: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(twin(ones).sum(), list(weights.values()))
+    return _finite({name: (weight.detach() * g).abs() for (name, weight), g in zip(weights.items(), gradients)})
 
 
 def _finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -255,10 +279,11 @@ def random_search(
     check("density", density, above=0, at_most=1)
     layers = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     names = list(layers)
-    if len(names) < 2 or any(layers[a].out_features != layers[b].in_features for a, b in itertools.pairwise(names)):
-        raise InputError(f"model: {type(model).__name__} is no chain of linear layers with a hidden one")
     twin = copy.deepcopy(model)
     parameters = dict(twin.named_parameters())
+    joined = all(layers[a].out_features == layers[b].in_features for a, b in itertools.pairwise(names))
+    if len(names) < 2 or not joined or not set(names) <= set(parameters):
+        raise InputError(f"model: {type(model).__name__} is no chain of untied linear layers with a hidden one")
     first = {name: parameters[name].clone() for name in names}
     stream, losses, best = rng(seed, "random search"), [], None
     for _ in range(check_integer("candidates", candidates, at_least=1)):
