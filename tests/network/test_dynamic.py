@@ -157,9 +157,9 @@ def test_exploration_grows_by_the_gradient_and_the_rounds_in_which_an_entry_was_
         sparsifier.step()
         for name, mask in sparsifier.masks.items():
             k = before[name].sum()
-            size = np.sort(abs(weight[name][before[name]]))[::-1]
             stay = k - int(cosine(0.5, step, STEPS) * k)
-            kept = before[name] & (abs(weight[name]) >= (size[stay - 1] if stay else np.inf))
+            best = np.argsort(-np.where(before[name], abs(weight[name]), -1).ravel(), kind="stable")[:stay]
+            kept = np.isin(np.arange(before[name].size), best).reshape(before[name].shape)
             g = abs(gradient[name])
             bonus = c * g.mean() * math.log(step) / (active[name] + eps)
             grown = mask.numpy() & ~kept
