@@ -37,6 +37,7 @@ def trained(model, recipe, masks, seed, steps, lr):
     X, y = tensors(4000, 0.01, seed)
     train(model, losses.classification, Batches(X, y, batch_size=64, seed=seed), optimizer=optimizer, steps=steps,
           clip=1.0, schedule=Cosine(1.0, 0.0), parts={"sparsifier": sparsifier})  # fmt: skip
+    sparsifier.remove()
     return sparsifier.masks
 
 
