@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = lazy(
         "pattern_staircase": "patterns",
         "prune_to_tolerance": "cycles",
         "pst": "learned",
+        "plant": "planted",
         "random_search": "initial",
         "ratios_of": "initial",
         "refresh_norms": "cycles",
@@ -61,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy(
     },
     (
         "adaptive",
+        "contenders",
         "cycles",
         "dynamic",
         "frontier",

@@ -1,0 +1,45 @@
+"""n of m at 1:16: masks that fade in, and coarser patterns first, against SR-STE, at equal steps and paired seeds.
+
+The bed: 784-300-100-10 on 8,000 and 2,000 MNIST digits (``ELLZERO_DATA``), 945 steps, all three layers at 1:16, masks
+cut anew at every step. SR-STE takes the better of two learning rates on one more seed; the others run at one rate. The fast
+slice is 64-128-64-10 on the 8 x 8 digits, masks every 2 steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ellzero.network.patterns import decaying_mask, pattern_staircase, sr_ste
+from tests.claims.network_bed import fit, mnist_bed, run, small_bed, spread
+
+
+@pytest.mark.claim("S038")
+def test_a_mask_that_fades_in_beats_sr_ste_on_small_digits():
+    bed = small_bed()
+    model, report = fit(bed, decaying_mask(1, 16, every=2), 0, 0.2)
+    fading, plain = bed.accuracy(model), run(bed, sr_ste(1, 16, every=2), 0, 0.1)
+    print(f"fading {fading:.2f}, SR-STE {plain:.2f}, at density {report.density:.4f}")
+    weights = [layer.weight.detach().numpy() for layer in model.layers]
+    assert all((w.reshape(len(w), -1, 16) != 0).sum(-1).max() == 1 for w in weights)
+    assert fading > plain + 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S038")
+def test_at_1_of_16_fading_masks_and_staircases_beat_sr_ste():
+    bed, found = mnist_bed(), {}
+    tried = {lr: run(bed, sr_ste(1, 16), 99, lr) for lr in (0.05, 0.1)}
+    rate = max(tried, key=tried.get)
+    print(f"SR-STE tried {tried}", flush=True)
+    for name, recipe, lr in (
+        ("SR-STE", sr_ste(1, 16), rate),
+        ("fading", decaying_mask(1, 16), 0.2),
+        ("staircase", pattern_staircase(1, 16), 0.2),
+    ):
+        found[name] = np.array([run(bed, recipe, seed, lr) for seed in range(3)])
+        print(f"{name}: {spread(found[name])} at learning rate {lr}", flush=True)
+    difference = {name: found[name] - found["SR-STE"] for name in ("fading", "staircase")}
+    print({name: spread(values) for name, values in difference.items()})
+    assert difference["fading"].mean() > 0.5
+    assert difference["staircase"].mean() > 0
