@@ -1,8 +1,8 @@
 """n of m at 1:16: masks that fade in, and coarser patterns first, against SR-STE, at equal steps and paired seeds.
 
 The bed: 784-300-100-10 on 8,000 and 2,000 MNIST digits (``ELLZERO_DATA``), 945 steps, all three layers at 1:16, masks
-cut anew at every step. SR-STE takes the better of two learning rates on one more seed; the others run at one rate. The fast
-slice is 64-128-64-10 on the 8 x 8 digits, masks every 2 steps.
+cut anew at every step. SR-STE takes the better of two learning rates on one more seed; the others run at one rate. The
+fast slice is 64-128-64-10 on the 8 x 8 digits, masks every 2 steps.
 """
 
 from __future__ import annotations
