@@ -4,11 +4,11 @@ Essential sparsity is the largest at which accuracy is still within a point of t
 eighth of the steps, ``few`` as long on fewer rows (300 of the 1300 small digits, 1000 of the 8000 of MNIST).
 
 Measured (accuracy in %): 64-128-64-10 on the 8 x 8 digits, 2 seeds: essential sparsity 0.56 +- 0.04, knee at 0.76, 68
-times as steep after it as before; short 0.15 +- 0.02, few 0.30 +- 0.05, one density for all layers 0.50 +- 0.05; random
-cuts of the same number lose 68 points. 784-300-100-10 on MNIST, 3 seeds: 0.73 +- 0.03, knee at 0.88, 113 times as steep;
-short 0.74 +- 0.04, few 0.75 +- 0.01, one density 0.63 +- 0.03; random cuts lose 71 points. So the knee is there on both;
-that longer training and more data put it later holds on the small digits, and on MNIST they move nothing: an eighth of
-the steps are two epochs there, and enough.
+times as steep after it as before; short 0.15 +- 0.02, few 0.30 +- 0.05, one density for all layers 0.50 +- 0.05;
+random cuts of the same number lose 68 points. 784-300-100-10 on MNIST, 3 seeds: 0.73 +- 0.03, knee at 0.88, 113 times
+as steep; short 0.74 +- 0.04, few 0.75 +- 0.01, one density 0.63 +- 0.03; random cuts lose 71 points. So the knee is
+there on both; that longer training and more data put it later holds on the small digits, and on MNIST they move
+nothing: an eighth of the steps are two epochs there, and enough.
 """
 
 from __future__ import annotations
