@@ -68,6 +68,28 @@ class _Sparse(nn.Module):
         pattern = layout.pattern if isinstance(layout, CSR | RowGroup) else getattr(layout, "_pattern", None)
         self._stored = Stored(pattern if self._train_values else layout)
 
+    def rewire(self, layout: Layout) -> None:
+        """Take another pattern of as many values, in the same parameter, so that an optimiser goes on holding it.
+
+        Raises
+        ------
+        InputError : another shape, number of stored values or kind of layout.
+        """
+        if not (self._train_values and layout.name == self._facts["layout"] and _trains(layout)):
+            raise InputError(f"layout: got {layout.name}, want one whose values train, as here {self._facts['layout']}")
+        if list(layout.shape) != list(self._facts["shape"]) or layout.value.shape != tuple(self.value.shape):
+            raise InputError(
+                f"layout: got {tuple(layout.shape)} with values {layout.value.shape}, "
+                f"want {tuple(self._facts['shape'])} with {tuple(self.value.shape)}"
+            )
+        value, names = self.value, list(self._parameters)
+        self._hold(layout)
+        with torch.no_grad():
+            value.copy_(self.value)
+        self.value = value
+        for name in names:  # in the order that they had, which an optimiser's state goes by
+            self._parameters[name] = self._parameters.pop(name)
+
     @property
     def layout(self) -> Layout:
         """The layout with the values as they are now."""
