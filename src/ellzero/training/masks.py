@@ -7,12 +7,12 @@ and the scaling of sparse initial weights. Does not live here: how many to keep 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ellzero.errors import InputError, check_integer
 
-__all__ = ["drop_and_grow", "forget", "largest", "reset_state", "scale_by_fan_in"]
+__all__ = ["drop_and_grow", "forget", "hold", "largest", "reset_state", "scale_by_fan_in"]
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
@@ -87,6 +87,15 @@ def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, entries: Bo
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(entries.to(value.device), 0)
+
+
+@torch.no_grad()
+def hold(parameter: Tensor, factor: Float[Tensor, "*shape"], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Multiply a parameter, and an optimiser's memory of it, by its mask as numbers 0 and 1."""
+    parameter.mul_(factor)
+    for value in optimizer.state.get(parameter, {}).values() if optimizer is not None else ():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value.mul_(factor.to(value)) if value.is_floating_point() else value.masked_fill_(factor == 0, 0)
 
 
 @torch.no_grad()
