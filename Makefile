@@ -23,14 +23,15 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Two processes with a thread each: small products of two processes with two threads each mostly wait for one another.
 test: setup
-	$(PYTEST) -m "not slow" --durations=10 -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" --durations=10 -n 2 --dist loadfile
 
 claims: setup
 	$(PYTEST) -m "claim or slow" --durations=20 -s
 
 coverage: setup
-	$(PYTEST) -m "not slow" -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2 --dist loadfile --cov --cov-report=term
 
 bench: setup
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -127,13 +127,13 @@ def test_generation_follows_the_logits():
 def test_sampling_is_seeded_and_has_the_right_frequencies():
     prompt = [3, 1]
     assert MODEL.generate(prompt, 6, seed=5) == MODEL.generate(prompt, 6, seed=5)
-    drawn = np.array([MODEL.generate(prompt, 1, seed=s, temperature=2.0, top_k=5)[0] for s in range(400)])
+    drawn = np.array([MODEL.generate(prompt, 1, seed=s, temperature=2.0, top_k=5)[0] for s in range(200)])
     logits = MODEL(torch.tensor([prompt]))[0, -1].detach().double().numpy() / 2.0
     best = np.argsort(-logits)[:5]
     chance = np.exp(logits[best]) / np.exp(logits[best]).sum()
     assert set(drawn) <= set(best.tolist())
     found = np.array([(drawn == token).mean() for token in best])
-    assert np.abs(found - chance).max() < 0.08
+    assert np.abs(found - chance).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_numpy_torch_and_supports_agree_along_every_axis(map_, x, data):
 @pytest.mark.parametrize("axis", [-3, -2, -1, 0, 1, 2])
 def test_the_jacobian_is_the_derivative(map_, axis):
     map_ = type(map_)(**{**map_.__dict__, "axis": axis})
-    x = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 4, 2))).requires_grad_()
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((2, 3, 2))).requires_grad_()
     assert torch.autograd.gradcheck(map_.project, x)
     assert torch.autograd.gradgradcheck(map_.project, x)
 
