@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy(
         "NullSpaceTuning": "recovery",
         "OrthogonalMatchingPursuit": "pursuit",
         "PreconditionedLasso": "preconditioned",
+        "QGaussianRegression": "q_gaussian",
         "SCADRegression": "lasso",
         "SequentialAttention": "sequential_attention",
         "SigLasso": "sig_lasso",
@@ -62,7 +63,7 @@ __getattr__, __dir__, __all__ = lazy(
     ("artefact", "bayes", "best_subset", "bundles", "concepts", "contexts", "estimators", "frame_model", "frontier",
      "gaussian_process", "generalized", "group_lasso", "information", "judge", "kneser_ney", "knockoffs",
      "language_model", "lasso", "lasso_cv", "logistic", "logistic_cv", "neurons", "phase_retrieval",
-     "preconditioned", "probes", "probing", "pursuit", "recovery", "recovery_methods", "representer", "resampling",
-     "restricted", "robust", "screening", "selection", "sequential_attention", "sig_lasso", "signatures",
+     "preconditioned", "probes", "probing", "pursuit", "q_gaussian", "recovery", "recovery_methods", "representer",
+     "resampling", "restricted", "robust", "screening", "selection", "sequential_attention", "sig_lasso", "signatures",
      "source_selection", "sparse_bandits", "stability", "survival", "tables"),
 )  # fmt: skip

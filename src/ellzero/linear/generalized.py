@@ -22,7 +22,7 @@ from ellzero.linear.lasso import warn_unless_converged
 from ellzero.parts.datafits import Absolute, Quadratic
 from ellzero.parts.penalties import L1
 from ellzero.registry import register
-from ellzero.solvers import coordinate_descent, fista, least_absolute, prox_newton
+from ellzero.solvers import conjugate_gradient, coordinate_descent, fista, least_absolute, prox_newton
 from ellzero.solvers.operators import need
 
 __all__ = ["Generalized", "GeneralizedLinearEstimator", "checked_weights", "encoded", "pick"]
@@ -39,6 +39,7 @@ def pick(datafit: Any, penalty: Any, outputs: int | None = None) -> SimpleNamesp
     ``Quadratic``, one output                separable                                coordinate descent
     ``Absolute``, one output                 ``L1``                                   linear programs
     second derivatives, or ``smoothed``      separable or of groups, with ``alpha``   proximal Newton
+    ``lipschitz`` alone: not convex          separable                                conjugate gradient
     second derivatives                       anything with ``prox``                   FISTA
     ======================================== ======================================== ===================
 
@@ -54,6 +55,8 @@ def pick(datafit: Any, penalty: Any, outputs: int | None = None) -> SimpleNamesp
         return _least(coordinate_descent, penalty, "coordinate descent")
     if isinstance(datafit, Absolute) and isinstance(penalty, L1) and penalty.alpha > 0 and outputs is None:
         return _least(least_absolute, penalty, "linear programs")
+    if separable and hasattr(datafit, "lipschitz") and not (smooth or hasattr(datafit, "smoothed")):
+        return _general(conjugate_gradient, datafit, penalty, outputs, "conjugate gradient")
     if (separable or hasattr(penalty, "norms")) and hasattr(penalty, "alpha"):
         if not smooth:
             need("GeneralizedLinearEstimator", datafit, "smoothed")

@@ -2,21 +2,19 @@
 
 Lives here: the steps with backtracking and restarts, for penalties that take coefficients as a whole (nuclear norm,
 boxes, the simplex). Does not live here: what second derivatives allow (``prox_newton``), least squares
-(``coordinate_descent``), penalties and datafits (``parts``).
+(``coordinate_descent``), concave penalties split in two (``accelerated``), penalties and datafits (``parts``).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ellzero.errors import InputError, check, check_array, check_integer
+from ellzero.errors import InputError, check, check_integer
 from ellzero.parts.penalties_matrix import Nuclear
 from ellzero.registry import register
-from ellzero.solvers.coordinate_descent import grid
-from ellzero.solvers.operators import aslinear, need
+from ellzero.solvers.first_order import State, along
 from ellzero.solvers.prox_newton import Path, Solution
 
 __all__ = ["path", "solve"]
@@ -56,9 +54,7 @@ def solve(
     state = _State(x, y, datafit, penalty, fit_intercept, sample_weight)
     check("tol", tol, at_least=0)
     max_iter = check_integer("max_iter", max_iter, at_least=1)
-    if start is not None:
-        state.w[:] = check_array("start", np.asarray(start[0], dtype=np.float64)).reshape(state.w.shape)
-        state.b[...] = start[1]
+    state.begin(start)
     return state.descend(penalty, tol, max_iter)
 
 
@@ -66,66 +62,21 @@ def path(x: Any, y: Any, datafit: Any, penalty: Any, *, alphas: Any = None, n_al
          eps: float | None = None, fit_intercept: bool = True, sample_weight: Any = None, tol: float = 1e-6,
          max_iter: int = 100) -> Path:  # fmt: skip
     """All fits along falling alphas, each started from the one before; the options of ``solve``."""
-    need("path", penalty, "alpha")
     state = _State(x, y, datafit, penalty, fit_intercept, sample_weight)
-    if alphas is None:
-        need("path", penalty, "alpha_max")
-        alphas = grid(penalty.alpha_max(state.gradient(state.w, state.b)[0]), state.operator.shape, n_alphas, eps)
-    else:
-        alphas = np.sort(check_array("alphas", np.asarray(alphas, dtype=np.float64), ndim=1))[::-1]
-    fits = [state.descend(replace(penalty, alpha=float(alpha)), tol, max_iter) for alpha in alphas]
-    coefs, intercepts, gaps, n_iters, converged = zip(*fits)
-    return Path(
-        np.array(alphas), np.stack(coefs, axis=-1), np.stack(intercepts, axis=-1), np.array(gaps), np.array(n_iters),
-        np.array(converged),
-    )  # fmt: skip
+    return along(state, penalty, lambda at: state.descend(at, tol, max_iter), alphas, n_alphas, eps)
 
 
-class _State:
-    """Coefficients, the intercept in a unit that suits the columns, and the length of the last step."""
+class _State(State):
+    """The state, the scale of a duality gap, and the length of the last step."""
 
     def __init__(self, x, y, datafit, penalty, fit_intercept, sample_weight):
-        self.operator = aslinear(x)
-        need("FISTA", self.operator, "shape", "dtype", "matmat", "rmatmat", "column_norms")
-        need("FISTA", datafit, "value", "gradient", "outputs", "constants")
+        super().__init__("FISTA", x, y, datafit, penalty, fit_intercept, sample_weight)
         if not (hasattr(datafit, "hessian_diagonal") or hasattr(datafit, "curvature")):
             raise InputError(f"FISTA: got {type(datafit).__name__}, which is not smooth (it lacks 'hessian_diagonal')")
-        need("FISTA", penalty, "prox", "value")
-        n, p = self.operator.shape
-        self.datafit, self.sample_weight = datafit, sample_weight
-        self.y = datafit.check_targets(np.ascontiguousarray(y, dtype=np.float64))
-        if len(self.y) != n:
-            raise InputError(f"y: got shape {self.y.shape}, want {n} rows as X has")
-        self.outputs = datafit.outputs(self.y)
-        self.w = np.zeros(p if self.outputs is None else (p, self.outputs))
-        self.unit = float(np.mean(self.operator.column_norms())) / np.sqrt(n) or 1.0
-        self.fit_intercept = fit_intercept and datafit.takes_intercept
-        self.b = np.zeros(() if self.outputs is None else self.outputs)
-        if self.fit_intercept:
-            self.b[...] = datafit.constants(self.y, sample_weight)
-        z = self.predicted(self.w, self.b)
-        u = datafit.gradient(self.y, z, sample_weight)
+        _, _, value, u = self.at_zero
         able = hasattr(datafit, "dual")
-        at_zero = float(datafit.value(self.y, z, sample_weight))
-        self.gap_scale = at_zero - float(datafit.dual(self.y, 0 * u, sample_weight)) if able else 0.0
-        self.scale = float(abs(self._pull(u)).max()) or 1.0
+        self.gap_scale = value - float(datafit.dual(self.y, 0 * u, sample_weight)) if able else 0.0
         self.length = 1.0
-
-    def predicted(self, w, b):
-        dtype = self.operator.dtype
-        product = self.operator.matmat(w.reshape(len(w), -1).astype(dtype)).astype(np.float64)
-        return (product[:, 0] if self.outputs is None else product) + b
-
-    def _pull(self, u):
-        pull = self.operator.rmatmat(u.reshape(len(u), -1).astype(self.operator.dtype)).astype(np.float64)
-        return pull[:, 0] if self.outputs is None else pull
-
-    def gradient(self, w, b):
-        """By coefficients, by the intercept in its unit, and the value."""
-        z = self.predicted(w, b)
-        u = self.datafit.gradient(self.y, z, self.sample_weight)
-        value = float(self.datafit.value(self.y, z, self.sample_weight))
-        return self._pull(u), self.unit * u.sum(axis=0) * self.fit_intercept, value, u
 
     def descend(self, penalty, tol, max_iter) -> Solution:
         rest = np.inf
@@ -135,9 +86,7 @@ class _State:
                 break
             stationary = self.steps(penalty, tol)
             rest = rest if self._norm(penalty) else stationary
-        dtype = self.operator.dtype
-        b = float(self.b) if self.outputs is None else self.b.astype(dtype)
-        return Solution(self.w.astype(dtype), b, float(rest), rounds, bool(rest <= tol))
+        return self.solution(rest, rounds, rest <= tol)
 
     def _norm(self, penalty):
         return isinstance(penalty, Nuclear) and penalty.alpha > 0 and self.gap_scale > 0
