@@ -91,8 +91,8 @@ def fit_bundle(
     ------
     InputError : shapes or values that do not fit, a problem that sees one class only.
 
-    Source: the bundling of FaSTGLZ, arXiv 1307.8430; its inner ADMM is replaced by proximal Newton steps with working
-    sets and duality gaps.
+    Source: the bundling of FaSTGLZ, arXiv 1307.8430; its inner ADMM is replaced by working sets, proximal Newton steps
+    (exact active-set steps for least squares without the squared penalty) and duality gaps.
     """
     options = fit_options(l1_ratio, tol, max_iter)
     alphas = check_array("alphas", np.atleast_1d(np.asarray(alphas)), ndim=1, dtypes="fiu").astype(np.float64)

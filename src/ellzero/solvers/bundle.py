@@ -53,7 +53,9 @@ class Bundle:
         need("bundle", base, "shape", "dtype", "rmatmat", "columns")
         self.n, self.p = base.shape
         self.loss = LOSSES[check_choice("loss", loss, LOSSES)]()
-        self.n_threads = None if n_threads is None else check_integer("n_threads", n_threads, at_least=1)
+        native = CHOICE.module
+        most = native.max_threads() if native else 1
+        self.threads = most if n_threads is None else check_integer("n_threads", n_threads, at_least=1)
         self.fit_intercept = bool(fit_intercept)
         targets, shares = _targets(targets, self.n), _shares(weights, self.n)
         self.count = max(len(targets), len(shares))
@@ -76,10 +78,11 @@ class Bundle:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the Gram matrices."""
+        """Forget the Gram matrices, and the searches that keep factors of them."""
         self.metrics: dict[int, Curvature] = {}
+        self.searches: dict[int, Any] = {}
         share = self.loss.fixed_curvature and len(np.unique(self.group)) > 1
-        self.whole = Curvature(self.pool, np.ones(self.n), 0.0, False) if share else None
+        self.whole = Curvature(self.pool, np.ones(self.n), 0.0, False, dtype=np.float64) if share else None
 
     def gradients(self, slope: np.ndarray) -> np.ndarray:
         """``X' u`` for the rows u of ``slope``: ``[B, p]``."""
@@ -111,12 +114,10 @@ class Bundle:
     def in_parts(self, run: Callable[[slice], Any], size: int, work: int, rows: int = _ROWS) -> list:
         """``run`` over parts of ``size`` fits, in order; at the same time where ``work`` (of one fit) pays for it."""
         parts = [slice(start, start + rows) for start in range(0, size, rows)]
-        if len(parts) < 2 or size * work < 2 * _WORK:
+        if len(parts) < 2 or size * work < 2 * _WORK or self.threads < 2:
             return [run(part) for part in parts]
         if self._workers is None:
-            native = CHOICE.module
-            threads = self.n_threads or (native.max_threads() if native else 1)
-            self._workers = ThreadPoolExecutor(threads)
+            self._workers = ThreadPoolExecutor(self.threads)
         return list(self._workers.map(run, parts))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ellzero.kernels.bundle import bundle_step
 from ellzero.solvers.bundle import Bundle, Fits
+from ellzero.solvers.bundle_exact import exact_steps
 from ellzero.solvers.bundle_metric import Curvature
 from ellzero.solvers.certificates import crossover
 
@@ -76,6 +77,7 @@ class _Descent:
         self.before = fits.w.copy(), fits.b.copy()
         self.stuck = np.zeros(size, dtype=np.int64)  # outer steps in a row that gained little
         self.rough = False
+        self.exact = bundle.loss.fixed_curvature and not fits.l2.any()
         for metric in bundle.metrics.values():
             metric.age += 1
 
@@ -84,8 +86,8 @@ class _Descent:
         active, waiting = np.arange(len(fits.task)), []
         for iteration in range(self.max_iter + 1):
             last = iteration == self.max_iter
-            # Far from the end single precision is enough.
-            self.rough = not last and bool((self.estimate[active] > max(10 * self.tol, 1e-5)).all())
+            # Far from the end single precision is enough, unless a step is the last one.
+            self.rough = not (last or self.exact) and bool((self.estimate[active] > max(10 * self.tol, 1e-5)).all())
             state = self._evaluate(active)
             fits.n_iter[active] = iteration
             ready = ((state.estimate <= self.goal[active]) & (not self.rough)) | last
@@ -211,11 +213,21 @@ class _Descent:
             active, state = active[~worse], state.only(~worse)
             if not len(active):
                 return
-        w, b = fits.w[active], fits.b[active]
-        self.before[0][active], self.before[1][active] = w, b
+        self.before[0][active], self.before[1][active] = fits.w[active], fits.b[active]
         slow = (state.estimate > 0.5 * self.estimate[active]) & ~state.joined
         self.objective[active], self.noise[active], self.estimate[active] = state.objective, noise, state.estimate
         self.stuck[active] = np.where(slow, self.stuck[active] + 1, 0)
+        if self.exact:
+            metrics, which, wanted = self._known(active, state)
+            exact_steps(bundle, fits, active, wanted, metrics, which, state.gradient, state.gradient0)
+        else:
+            self._model_steps(active, state, slow)
+        for i in np.flatnonzero(self.stuck[active] % 3 == 2):
+            self._solve_exactly(active[i], state.z[i], state.gradient[i], state.gradient0[i])
+
+    def _model_steps(self, active: np.ndarray, state: _State, slow: np.ndarray) -> None:
+        fits, bundle = self.fits, self.bundle
+        w, b = fits.w[active], fits.b[active]
         metrics, which, scale = self._metrics(active, state, slow)
         own, l1, l2 = self.own[active], fits.l1[active], fits.l2[active]
 
@@ -225,10 +237,9 @@ class _Descent:
                 l2[part], w[part], b[part], n_threads=1,
             )  # fmt: skip
 
-        bundle.in_parts(step, len(active), 10 * int(np.max([len(metric.columns) for metric in metrics])) ** 2, rows=4)
+        work = 10 * max(len(metric.columns) for metric in metrics) ** 2
+        bundle.in_parts(step, len(active), work, rows=4)
         fits.w[active], fits.b[active] = w, b
-        for i in np.flatnonzero(self.stuck[active] % 3 == 2):
-            self._solve_exactly(active[i], state.z[i], state.gradient[i], state.gradient0[i])
 
     def _solve_exactly(self, b: int, z: np.ndarray, gradient: np.ndarray, gradient0: float) -> None:
         """The minimum of a stuck fit's model by active sets, in double precision.
@@ -286,6 +297,25 @@ class _Descent:
         if not bundle.loss.fixed_curvature:
             scale = state.mass / np.array([metric.total for metric in metrics])[which]
         return [metric.view() for metric in metrics], which.astype(np.int64), scale
+
+    def _known(self, active: np.ndarray, state: _State) -> tuple[list[Curvature], np.ndarray, np.ndarray]:
+        """Gram matrices in double precision, which of them each fit uses, and the columns that each may use."""
+        fits, bundle = self.fits, self.bundle
+        used, which = np.unique(bundle.group[fits.task[active]], return_inverse=True)
+        near = abs(state.gradient) > _NEAR * fits.l1[active, None]
+        wanted = self.own[active] | (fits.w[active] != 0) | near
+        metrics = []
+        for i, key in enumerate(used.tolist()):
+            columns, metric = wanted[which == i].any(0), bundle.metrics.get(key)
+            if metric is None or metric.dtype != np.float64 or len(metric.ids) > 2 * columns.sum() + 200:
+                h = bundle.shares[fits.task[active[which == i][0]]]
+                metric = Curvature(bundle.pool, h, 0.0, bundle.fit_intercept, bundle.whole, np.float64)
+                bundle.metrics[key] = metric
+            columns &= ~metric.inside()
+            if columns.any():
+                metric.grow(bundle.pool.ids[columns])
+            metrics.append(metric)
+        return metrics, which, wanted
 
     def _reconsidered(self, metric: Curvature, slow: np.ndarray) -> Curvature | None:
         """What becomes of a Gram matrix that leads some fits too slowly: an old one goes, a fresh one is not enough."""

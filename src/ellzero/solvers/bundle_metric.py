@@ -67,11 +67,13 @@ class Curvature:
     all problems) is taken, less what the held-out rows add to it.
     """
 
-    def __init__(self, pool: Pool, h: np.ndarray, l2: float, fit_intercept: bool, whole: Curvature | None = None):
-        self.pool, self.h, self.l2, self.fit_intercept = pool, h, l2, fit_intercept
-        self.root = np.sqrt(h).astype(np.float32)
+    def __init__(self, pool: Pool, h: np.ndarray, l2: float, fit_intercept: bool, whole: Curvature | None = None,
+                 dtype: Any = np.float32):  # fmt: skip
+        self.pool, self.h, self.l2, self.fit_intercept, self.dtype = pool, h, l2, fit_intercept, np.dtype(dtype)
+        self.root = np.sqrt(h).astype(dtype)
         self.ids = np.empty(0, dtype=np.int64)
-        self.gram = np.empty((0, 0), dtype=np.float32)
+        self.spot = np.full(len(pool.place), -1)  # where a column of X is in the Gram matrix
+        self.gram = np.empty((0, 0), dtype=dtype)
         self.inverse: np.ndarray | None = None
         self.tilt = np.empty(0)
         self.total = float(h.sum())
@@ -89,16 +91,17 @@ class Curvature:
         """Take in more columns of the pool; ``new`` are not known yet."""
         old, size = len(self.ids), len(self.ids) + len(new)
         self.ids = np.concatenate([self.ids, new])
+        self.spot[new] = np.arange(old, size)
         if size > len(self.gram):
             self.gram = _enlarged(self.gram, old, size + size // 8 + 16)
             self.inverse = None if self.inverse is None else _enlarged(self.inverse, old, len(self.gram))
         places = self.pool.place[self.ids]
-        fresh = self.pool.single[places[old:]]
+        fresh = self._columns()[places[old:]]
         tilt = self.pool.block[places[old:]] @ self.h if self.fit_intercept else np.zeros(len(new))
         self.tilt = np.concatenate([self.tilt, tilt])
         block = self._products(fresh, places, old)
         if self.mass > 0:
-            block -= np.multiply.outer(self.tilt[old:].astype(np.float32), (self.tilt / self.mass).astype(np.float32))
+            block -= np.multiply.outer(self.tilt[old:].astype(self.dtype), (self.tilt / self.mass).astype(self.dtype))
         self.gram[old:size, :size] = block
         self.gram[:old, old:size] = block[:, :old].T
         if size > self.rank:
@@ -106,29 +109,30 @@ class Curvature:
         elif self.inverse is not None:
             self._border(old, size)
 
+    def _columns(self) -> np.ndarray:
+        return self.pool.single if self.dtype == np.float32 else self.pool.block
+
     def _products(self, fresh: np.ndarray, places: np.ndarray, old: int) -> np.ndarray:
         """``X_new' diag(h) X_J``."""
         if self.whole is not None:
             block = self.whole.at(self.ids[old:], self.ids)
             if len(self.held_out):
-                block -= fresh[:, self.held_out] @ self.pool.single[places][:, self.held_out].T
-            return block * np.float32(self.level)
+                block -= fresh[:, self.held_out] @ self._columns()[places][:, self.held_out].T
+            return block * self.dtype.type(self.level)
         fresh *= self.root
         if not old:
             return fresh @ fresh.T
-        known = self.pool.single[places[:old]]
+        known = self._columns()[places[:old]]
         known *= self.root
         return np.concatenate([fresh @ known.T, fresh @ fresh.T], axis=1)
 
     def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The block of these columns of X, taken in first where they are not known."""
         wanted = np.concatenate([columns, rows])
-        unknown = np.setdiff1d(wanted, self.ids)
+        unknown = np.unique(wanted[self.spot[wanted] < 0])
         if len(unknown):
             self.grow(unknown)
-        spot = np.full(len(self.pool.place), -1)
-        spot[self.ids] = np.arange(len(self.ids))
-        return self.gram[np.ix_(spot[rows], spot[columns])]
+        return self.gram[self.spot[rows][:, None], self.spot[columns]]
 
     def invert(self) -> None:
         """Have the inverse of ``gram + l2 I`` at hand, unless single precision cannot find it."""

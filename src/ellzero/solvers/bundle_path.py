@@ -52,7 +52,7 @@ def iterate(bundle: Bundle, alphas: np.ndarray, *, l1_ratio: float = 1.0, tol: f
     The coefficients belong to ``bundle.pool.ids`` as it is when they are yielded.
     """
     path = _Path(bundle, np.asarray(alphas, dtype=np.float64), l1_ratio, {"tol": tol, "max_iter": max_iter})
-    stride = max(1, min(8, 96 // bundle.count)) if stride is None else stride
+    stride = max(1, min(8, 64 // bundle.count)) if stride is None else stride
     ends = [*range(0, len(path.alphas) - 1, stride), len(path.alphas) - 1]
     with bundle.limits():
         first: tuple[int, Fits] | None = None
