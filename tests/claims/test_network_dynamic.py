@@ -2,6 +2,12 @@
 
 The bed is that of ``network_bed``; the learning rate 0.2 is the best of three for RigL, SET and static masks there
 (``test_network``), and all recipes here share it.
+
+Measured on the small digits, 2 seeds, accuracy in %: at 3 %, SRigL 82.5 +- 3.0 against 57.6 +- 6.2 with its fan-in
+static (RigL, 3 seeds, 92.7: at fan-ins of one or two the constraint does cost); sparse momentum 92.7, SET 74.8;
+AC/DC 93.1 against static 64.4. At 5 %, exploration covers 0.150 of the weights against RigL's 0.116.
+On MNIST at 1 %, 2 seeds: exploration with c = 0 (RigL), 3, 10, 30: 89.97 +- 0.48, 90.33, 89.75, 89.78; coverage 0.036,
+0.040, 0.048, 0.059.
 """
 
 from __future__ import annotations

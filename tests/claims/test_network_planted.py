@@ -1,7 +1,11 @@
 """Tickets that are known to be there, and what pruning before and during training finds of them.
 
-The circle: four classes of points in the plane, a ticket of 48 weights in a ReLU network of five layers of weights.
+The circle: four classes of points in the plane, a ticket of 45 weights in a ReLU network of five layers of weights.
 Each method gets as many weights as the ticket has (or ten times as many), the same steps of Adam and 1 % noise.
+
+Measured at width 40 (one seed, 250 steps): dense 98.1, the ticket alone and not trained 97.6; SNIP, SynFlow, magnitude,
+random and gradual magnitude with as many weights as the ticket all give one class to every point (15.4), with 4 to 38 %
+of the ticket in their masks.
 """
 
 from __future__ import annotations
