@@ -65,7 +65,7 @@ def compare(
     texts: Annotated[str | None, typer.Option(help="A file with texts.")] = None,
     evaluate: Annotated[str | None, typer.Option("--eval", help="Your own fidelity, module:function.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Another option of the task, key=value; repeat it.")] = None,
-    methods: Annotated[str | None, typer.Option(help="a,b,module:object; all of the task's if not given.")] = None,
+    methods: Annotated[str | None, typer.Option(help="a,b,module:object; the task's usual ones if not given.")] = None,
     budgets: Annotated[str | None, typer.Option(help="5,10,20 in the task's unit.")] = None,
     seeds: Annotated[int, typer.Option(help="Repetitions.")] = 1,
     trials: Annotated[int, typer.Option(help="Settings that each method may try.")] = 1,

@@ -57,7 +57,8 @@ def compare(
     Parameters
     ----------
     task : the question: data, fidelity and budget unit.
-    methods : names, ``module:object`` strings or Method objects; all of the task's where None.
+    methods : names, ``module:object`` strings or Method objects; the task's ``default_methods`` (all, if it has
+        none) where None.
     budgets : in the task's unit; the task's own where None.
     seeds : how many repetitions, or which seeds.
     trials : settings that each method may try; the same number for all. The first is the method as given.

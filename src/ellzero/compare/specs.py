@@ -110,9 +110,16 @@ def decode(value: Any) -> Any:
 
 
 def changed(method: Any, base: Any) -> dict[str, Any]:
-    """The settings of ``method`` that differ from those of ``base``."""
-    before, now = encode(base)["fields"], encode(method)["fields"]
+    """The settings of ``method`` that differ from those of ``base``; entries of mappings count one by one."""
+    before, now = _each(encode(base)["fields"]), _each(encode(method)["fields"])
     return {name: value for name, value in now.items() if before.get(name, ...) != value}
+
+
+def _each(fields: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= value["mapping"] if isinstance(value, dict) and "mapping" in value else {name: value}
+    return found
 
 
 def digest(value: Any) -> str:
@@ -175,8 +182,8 @@ def contenders(task: Task, methods: Any = None) -> list[Contender]:
 
     Parameters
     ----------
-    methods : ``None`` for all of the task and its entry points; else an iterable of names, ``module:object`` strings
-        and Method objects (or a mapping with Method values).
+    methods : ``None`` for the task's ``default_methods`` (all, if it has none) and its entry points; else an iterable
+        of names, ``module:object`` strings and Method objects (or a mapping with Method values).
 
     Raises
     ------
@@ -184,7 +191,8 @@ def contenders(task: Task, methods: Any = None) -> list[Contender]:
     """
     own, plugged = dict(task.methods()), _plugged(task)
     if methods is None:
-        methods = [*own, *(name for name in plugged if name not in own)]
+        usual = getattr(task, "default_methods", None) or own
+        methods = [*usual, *(name for name in plugged if name not in own)]
     elif isinstance(methods, Mapping):
         methods = list(methods.values())
     elif isinstance(methods, str) or not isinstance(methods, Iterable):

@@ -1,14 +1,15 @@
-"""Ways to make a network sparse, as methods of the comparison: accuracy against density, at equal training steps.
+"""Ways to make a network sparse, as methods of the comparison: fidelity against density, at equal training steps.
 
-Lives here: ``Dense``, ``OneShot``, ``GradualMagnitude``, ``RigL`` and what they fit. Does not live here: the recipes
-they run, the data, the split or the report (``compare``). Every method trains the same model from the same first
-weights for the same number of steps; its tuned settings are its fields.
+Lives here: ``RecipeMethod``, which trains a task's model under any recipe, and ``FittedNetwork``, what comes of it.
+Does not live here: which methods there are (``contenders``), the recipes, the data, the split or the report
+(``compare``). Every method trains the same model from the same first weights for the same number of steps.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ellzero.errors import InputError, check, check_integer
+from ellzero.errors import InputError, check, check_choice, check_integer, suggestion
 from ellzero.io import artefacts
 from ellzero.io.atomic import write_json
 from ellzero.network import packed
-from ellzero.network.recipes import Recipe, dense, gmp, one_shot, rigl
+from ellzero.network.recipes import Recipe, dense, static
 from ellzero.network.sparsifier import Report, Sparsifier
 from ellzero.parts.schedules import Cosine
 from ellzero.protocol import Data
@@ -31,13 +33,19 @@ from ellzero.training import losses
 from ellzero.training.loop import Batches, train
 from ellzero.training.threads import products, threads_for
 
-__all__ = ["Dense", "FittedNetwork", "GradualMagnitude", "OneShot", "RigL", "accuracy"]
+__all__ = ["FittedNetwork", "RecipeMethod", "accuracy", "nats_per_token", "tensors"]
 
 KIND, VERSION = "sparse-network", 1
 
 
 def _tensor(X: Any) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(X, dtype=np.float32))
+
+
+def tensors(part: tuple[Any, Any], tokens: bool = False) -> tuple[Tensor, Tensor]:
+    """``(X, y)`` as a network takes them: float32 rows, or int64 tokens, and int64 targets."""
+    X = torch.as_tensor(np.asarray(part[0]), dtype=torch.int64) if tokens else _tensor(part[0])
+    return X, torch.as_tensor(np.asarray(part[1]), dtype=torch.int64)
 
 
 def accuracy(model: nn.Module, X: Any, y: Any) -> float:
@@ -53,6 +61,23 @@ def predict(model: nn.Module, X: Any, batch: int = 1024) -> np.ndarray:
         found = torch.cat([model(rows) for rows in _tensor(X).split(batch)]).float().numpy()
     model.train(was)
     return found
+
+
+def nats_per_token(model: nn.Module, X: Any, y: Any, batch: int = 128) -> float:
+    """Mean cross-entropy of the tokens ``y [rows, length]`` that follow ``X [rows, length]``, in evaluation mode."""
+    was, total = model.training, 0.0
+    model.eval()
+    inputs, targets = tensors((X, y), tokens=True)
+    with torch.inference_mode():
+        for rows, following in zip(inputs.split(batch), targets.split(batch)):
+            logits = model(rows).float().flatten(0, 1)
+            total += float(F.cross_entropy(logits, following.flatten(), reduction="sum"))
+    model.train(was)
+    return total / targets.numel()
+
+
+def _next_token(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return losses.next_token(model, torch.cat([batch[0][:, :1], batch[1]], dim=1))
 
 
 @dataclass(frozen=True)
@@ -80,15 +105,16 @@ class FittedNetwork:
         return packed.nbytes(packed.pack(self.model.state_dict())[0])
 
     def score(self, part: tuple[Any, Any]) -> float:
-        """Fidelity on ``(X, y)``: accuracy, or the user's own function."""
-        judge = self.info.get("evaluate") or accuracy
+        """Fidelity on ``(X, y)``: accuracy, nats per token, or the user's own function."""
+        judge = self.info.get("evaluate") or (nats_per_token if self.info.get("tokens") else accuracy)
         value = judge(self.model, *part)
         return float(check("eval", value.item() if hasattr(value, "item") else value))
 
     def time(self, part: tuple[Any, Any], repeats: int = 30) -> float:
-        """Median seconds of one batch of 64 rows, as ordinary dense layers on one thread, after a warm-up."""
-        rows = _tensor(part[0])
-        rows = rows[torch.arange(64) % len(rows)]
+        """Median seconds of a batch of 64 rows (8 of tokens), ordinary dense layers, one thread, after a warm-up."""
+        tokens = bool(self.info.get("tokens"))
+        rows = tensors(part, tokens)[0]
+        rows = rows[torch.arange(8 if tokens else 64) % len(rows)]
         self.model.eval()
         found = []
         with torch.inference_mode(), threads_for(0):
@@ -104,49 +130,9 @@ class FittedNetwork:
         meta = {"shapes": shapes, "build": dict(self.info.get("spec", {})), "density": self.realised}
         artefacts.save(Path(directory) / "model.safetensors", tensors, meta, kind=KIND, version=VERSION)
         rows = {row.name: {"kept": row.kept, "shape": list(row.shape)} for row in self.report.rows}
-        write_json(Path(directory) / "config.json", {"version": VERSION, **meta["build"], "weights": rows})
-
-
-def _draw(method: Any, trials: int, seed: int, space: Mapping[str, Sequence[Any]]) -> list[Any]:
-    """The method itself and ``trials - 1`` random settings from its space."""
-    check_integer("trials", trials, at_least=1)
-    stream = rng(seed, "candidates", method.name)
-    found = [method]
-    for _ in range(trials - 1):
-        drawn = {name: choices[int(stream.integers(len(choices)))] for name, choices in space.items()}
-        found.append(replace(method, **drawn))
-    return found
-
-
-_TRAINING = {"lr": (0.02, 0.05, 0.1, 0.2), "weight_decay": (0.0, 1e-4, 1e-3)}
-
-
-def _check_training(method: Any) -> None:
-    check("lr", method.lr, above=0)
-    check("weight_decay", method.weight_decay, at_least=0)
-
-
-def _fit(method: Any, recipe: Recipe, data: Data, seed: int) -> FittedNetwork:
-    """Train the task's model under a recipe: SGD with momentum, cosine learning rate, the task's steps."""
-    info = data.info
-    model = info["build"](seed)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: the factory gave {type(model).__name__}, want a torch module")
-    optimizer = torch.optim.SGD(model.parameters(), lr=method.lr, momentum=0.9, weight_decay=method.weight_decay)
-    steps = info["steps"]
-    sparsifier = Sparsifier(
-        model, recipe, optimizer=optimizer, steps=steps, include=info.get("include"), exclude=info.get("exclude")
-    )
-    X, y = data.train
-    batches = Batches(_tensor(X), torch.as_tensor(y, dtype=torch.int64), batch_size=info["batch_size"], seed=seed)
-    with threads_for(products(model, _tensor(X[: info["batch_size"]]))):
-        train(
-            model, losses.classification, batches, optimizer=optimizer, steps=steps, schedule=Cosine(1.0, 0.0),
-            seed=seed, parts={"sparsifier": sparsifier}, clip=5.0,
-        )  # fmt: skip
-    report = sparsifier.report()
-    sparsifier.remove()
-    return FittedNetwork(model.eval(), report, info)
+        cost = {"training": self.report.cost.training, "inference": self.report.cost.inference}
+        found = {"version": VERSION, **meta["build"], "weights": rows, "cost": cost}
+        write_json(Path(directory) / "config.json", found)
 
 
 def _every(steps: int) -> int:
@@ -154,113 +140,129 @@ def _every(steps: int) -> int:
     return max(steps // 40, 1)
 
 
-@register(kind="method", wing="network", source="none", extra="torch")
-@dataclass(frozen=True)
-class Dense:
-    """Every weight kept: the reference line."""
+def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function takes of the arguments that there are."""
+    return {name: given[name] for name in inspect.signature(function).parameters if name in given}
 
+
+@register(
+    kind="method", wing="network", source="none", extra="torch", example=lambda: RecipeMethod("dense", dense)
+)  # fmt: skip
+@dataclass(frozen=True)
+class RecipeMethod:
+    """A recipe as a method of the comparison: the task's model trained under it, with SGD or AdamW, once per budget.
+
+    Parameters
+    ----------
+    name : in the comparison.
+    make : gives the recipe. Of ``density`` (the budget), ``n`` and ``m`` (its pattern, where the task has patterns),
+        ``every`` (a fortieth of the run), ``epochs`` (the length of the run) and ``seed`` it gets those that it takes.
+    settings : its further arguments by name; they win over those above.
+    space : choices of ``lr``, ``weight_decay`` and settings, for tuning.
+    lr, weight_decay, optimizer : ``"sgd"`` with momentum 0.9, or ``"adamw"``; the learning rate falls along a cosine.
+    dense : whether it has no budget.
+    start : ``start(model, data, density, seed)`` gives the first masks, and may scale the weights.
+    finish : ``finish(model, data, density)`` changes the trained model.
+        Both get the settings that they take.
+    tune : the fraction of the run, at its end, that trains on what ``finish`` left.
+    """
+
+    name: str
+    make: Callable[..., Recipe]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     lr: float = 0.1
     weight_decay: float = 1e-4
-    name: str = "dense"
-    dense: bool = True
-
-    def __post_init__(self):
-        _check_training(self)
-
-    def candidates(self, trials: int, seed: int) -> Sequence[Dense]:
-        """Learning rates and weight decays."""
-        return _draw(self, trials, seed, _TRAINING)
-
-    def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedNetwork]:
-        """One fit, whatever the budgets."""
-        yield _fit(self, dense(), data, seed)
-
-
-@register(kind="method", wing="network", source="arXiv:1506.02626", extra="torch")
-@dataclass(frozen=True)
-class OneShot:
-    """Train dense, keep the largest weights at the fraction ``at`` of the run, train on. Han et al. (2015)."""
-
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    at: float = 0.5
-    allocation: str = "global"
-    name: str = "one-shot"
+    optimizer: str = "sgd"
     dense: bool = False
+    start: Callable[..., Mapping[str, Tensor]] | None = None
+    finish: Callable[..., None] | None = None
+    tune: float = 0.0
 
     def __post_init__(self):
-        _check_training(self)
-        one_shot(0.5, at=self.at, allocation=self.allocation)
+        check("lr", self.lr, above=0)
+        check("weight_decay", self.weight_decay, at_least=0)
+        check("tune", self.tune, at_least=0, below=1)
+        check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
+        known = [name for part in self._parts for name in inspect.signature(part).parameters]
+        for name in self.settings:
+            if name not in known:
+                raise InputError(f"settings: {self.name} takes no {name!r}{suggestion(name, known)}")
+        self._recipe({"density": 0.5, "n": 1, "m": 16, "every": 1, "epochs": 10.0, "seed": 0})
 
-    def candidates(self, trials: int, seed: int) -> Sequence[OneShot]:
-        """Learning rates, weight decays and times of the cut."""
-        return _draw(self, trials, seed, {**_TRAINING, "at": (0.3, 0.5, 0.7)})
+    @property
+    def _parts(self) -> list[Callable[..., Any]]:
+        return [part for part in (self.make, self.start, self.finish) if part is not None]
 
-    def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedNetwork]:
-        """One run for each density."""
-        for budget in budgets:
-            yield _fit(self, one_shot(budget, at=self.at, allocation=self.allocation), data, seed)
+    def _recipe(self, given: Mapping[str, Any]) -> Recipe:
+        return self.make(**_taken(self.make, {**given, **self.settings}))
 
-
-@register(kind="method", wing="network", source="arXiv:1710.01878", extra="torch")
-@dataclass(frozen=True)
-class GradualMagnitude:
-    """The smallest weights go along a cubic, within a layer or from all of them. Zhu and Gupta (2017)."""
-
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    begin: float = 0.0
-    end: float = 0.7
-    allocation: str = "global"
-    name: str = "gradual-global"
-    dense: bool = False
-
-    def __post_init__(self):
-        _check_training(self)
-        gmp(0.5, begin=self.begin, end=self.end, allocation=self.allocation)
-
-    def candidates(self, trials: int, seed: int) -> Sequence[GradualMagnitude]:
-        """Learning rates, weight decays and windows of the cubic."""
-        return _draw(self, trials, seed, {**_TRAINING, "begin": (0.0, 0.1, 0.25), "end": (0.5, 0.7, 0.85)})
+    def candidates(self, trials: int, seed: int) -> Sequence[RecipeMethod]:
+        """The method itself and ``trials - 1`` random settings from its space."""
+        check_integer("trials", trials, at_least=1)
+        stream, found = rng(seed, "candidates", self.name), [self]
+        for _ in range(trials - 1):
+            drawn = {name: choices[int(stream.integers(len(choices)))] for name, choices in self.space.items()}
+            training = {name: drawn.pop(name) for name in ("lr", "weight_decay") if name in drawn}
+            found.append(replace(self, settings={**self.settings, **drawn}, **training))
+        return found
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedNetwork]:
-        """One run for each density."""
-        every = _every(data.info["steps"])
-        for budget in budgets:
-            recipe = gmp(budget, begin=self.begin, end=self.end, every=every, allocation=self.allocation)
-            yield _fit(self, recipe, data, seed)
+        """One run for each budget; one in all for a dense method."""
+        for budget in (1.0,) if self.dense else budgets:
+            yield self._fit(data, budget, seed)
+
+    def _fit(self, data: Data, budget: float, seed: int) -> FittedNetwork:
+        info, tokens = data.info, bool(data.info.get("tokens"))
+        steps, size = info["steps"], info["batch_size"]
+        X, y = tensors(data.train, tokens)
+        given = {"density": budget, "every": _every(steps), "epochs": steps * size / len(X), "seed": seed}
+        given |= dict(zip(("n", "m"), info.get("patterns", {}).get(budget, ())))
+        model = info["build"](seed)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model: the factory gave {type(model).__name__}, want a torch module")
+        recipe, masks = self._recipe(given), None
+        if self.start is not None:
+            masks = self.start(model, data, budget, seed, **_taken(self.start, self.settings))
+        batches, after = Batches(X, y, batch_size=size, seed=seed), int(self.tune * steps)
+        report = self._train(model, recipe, masks, batches, steps - after, info)
+        if self.finish is not None:
+            self.finish(model.eval(), data, budget, **_taken(self.finish, self.settings))
+        if after:
+            weights = dict(model.named_parameters())
+            masks = {row.name: weights[row.name].detach() != 0 for row in report.rows}
+            later = self._train(model, static(), masks, batches, after, info)
+            spent = [(1 - after / steps) * report.cost.training, after / steps * later.cost.training]
+            report = replace(later, cost=replace(later.cost, training=sum(spent)))
+        return FittedNetwork(model.eval(), _counted(report, model), info)
+
+    def _train(
+        self, model: nn.Module, recipe: Recipe, masks: Any, batches: Batches, steps: int, info: Mapping[str, Any]
+    ) -> Report:
+        optimizer = self._optimizer(model)
+        sparsifier = Sparsifier(
+            model, recipe, optimizer=optimizer, steps=steps, include=info.get("include"), exclude=info.get("exclude"),
+            masks=masks,
+        )  # fmt: skip
+        loss = _next_token if info.get("tokens") else losses.classification
+        with threads_for(products(model, batches.tensors[0][: batches.batch_size])):
+            train(
+                model, loss, batches, optimizer=optimizer, steps=steps, schedule=Cosine(1.0, 0.0), seed=batches.seed,
+                parts={"sparsifier": sparsifier}, clip=5.0,
+            )  # fmt: skip
+        report = sparsifier.report()
+        sparsifier.remove()
+        return report
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
 
 
-@register(kind="method", wing="network", source="arXiv:1911.11134", extra="torch")
-@dataclass(frozen=True)
-class RigL:
-    """Sparse from the start: drop the smallest weights, grow by the dense gradient. Evci et al. (2020)."""
-
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    drop: float = 0.3
-    until: float = 0.75
-    allocation: str = "erk"
-    name: str = "rigl"
-    dense: bool = False
-
-    def __post_init__(self):
-        _check_training(self)
-        rigl(0.5, drop=self.drop, until=self.until, allocation=self.allocation)
-
-    def candidates(self, trials: int, seed: int) -> Sequence[RigL]:
-        """Learning rates, weight decays, drop fractions and ends of the turnover."""
-        return _draw(self, trials, seed, {**_TRAINING, "drop": (0.2, 0.3, 0.5), "until": (0.6, 0.75, 0.9)})
-
-    def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedNetwork]:
-        """One run for each density."""
-        every = _every(data.info["steps"])
-        for budget in budgets:
-            recipe = rigl(budget, every=every, drop=self.drop, until=self.until, allocation=self.allocation, seed=seed)
-            yield _fit(self, recipe, data, seed)
-
-
-def methods() -> dict[str, Any]:
-    """The methods of the comparison by name."""
-    gradual = [GradualMagnitude(allocation=name, name=f"gradual-{name}") for name in ("uniform", "erk", "global")]
-    return {method.name: method for method in (Dense(), OneShot(), *gradual, RigL())}
+def _counted(report: Report, model: nn.Module) -> Report:
+    """The report with its entries counted in the model as it is, which a ``finish`` may have changed."""
+    weights = dict(model.named_parameters())
+    rows = tuple(replace(row, kept=int(weights[row.name].count_nonzero())) for row in report.rows)
+    found = replace(report, rows=rows)
+    return replace(found, cost=replace(report.cost, inference=found.density))

@@ -14,5 +14,7 @@ TASKS = {
     "selection": "ellzero.compare.tasks.selection:Selection",
     "probing": "ellzero.compare.tasks.probing:Probing",
     "network": "ellzero.compare.tasks.network:Network",
+    "pruning-at-initialisation": "ellzero.compare.tasks.pruning_at_initialisation:PruningAtInitialisation",
+    "n-of-m": "ellzero.compare.tasks.n_of_m:NOfM",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
 }

@@ -1,10 +1,11 @@
-"""The task ``network``: how accurate is a classifier that keeps a small share of its weights?
+"""The task ``network``: how good is a network that keeps a small share of its weights?
 
-Lives here: the data, the split, the model that every method trains, and ``apply``. Does not live here: the methods
-(``ellzero.network.frontier``). The user's own model and judge join as ``module:function``:
-``build() -> torch.nn.Module`` maps float32 rows ``[batch, features]`` to logits ``[batch, classes]``, and
-``evaluate(model, X, y) -> float`` judges it, higher being better. A model of one's own sees the rows as they are in the
-file; the perceptron that stands in for it sees columns of mean 0 and variance 1.
+Lives here: the split, the options, and what every method gets. Does not live here: the rows and the networks that stand
+in for the user's (``network_rows``), the methods (``ellzero.network.contenders``).
+The user's own model and judge join as ``module:function``: ``build() -> torch.nn.Module`` maps float32 rows
+``[batch, features]`` to logits ``[batch, classes]``, and ``evaluate(model, X, y) -> float`` judges it, higher being
+better. A model of one's own sees the rows as they are in the file; the perceptron that stands in for it sees columns of
+mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -13,77 +14,32 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from ellzero.compare.specs import load_object
-from ellzero.compare.tasks.tables import kept_columns, split_by_units
-from ellzero.data import sets
+from ellzero.compare.tasks import network_rows
+from ellzero.compare.tasks.network_rows import IMAGES, Rows, module_of, net_spec
+from ellzero.compare.tasks.tables import split_by_units
 from ellzero.errors import InputError, check, check_choice, check_integer, suggestion
-from ellzero.io import artefacts
-from ellzero.io.readers import read_table
-from ellzero.models.mlp import MLPConfig
-from ellzero.network import frontier, packed
+from ellzero.network import contenders
 from ellzero.network.sparsifier import prunable
 from ellzero.protocol import Data, Method, Output
 from ellzero.registry import register
-from ellzero.training.loop import seeded
 
 __all__ = ["Network"]
 
-_HIDDEN = {"digits": (256, 128), "mnist": (300, 100)}
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Rows as float32, classes as 0, 1, ... with their names, the columns' names, and what stays together."""
-
-    X: np.ndarray
-    y: np.ndarray
-    classes: tuple[str, ...]
-    columns: tuple[str, ...]
-    units: np.ndarray
-
-
-@lru_cache(maxsize=4)
-def _read(data: str, target: str | None, groups: str | None, stamp: int | None) -> _Rows:
-    if data in _HIDDEN:
-        for option, given in (("target", target), ("groups", groups)):
-            if given is not None:
-                raise InputError(f"{option}: got {given!r}, but {data} has none to choose; want none")
-        table = sets.digits() if data == "digits" else sets.mnist().table()
-    else:
-        table = read_table(data, target)
-    X = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
-    columns, units = list(table.columns), np.arange(len(table.y))
-    if groups is not None:
-        place = columns.index(check_choice("groups", groups, columns))
-        units = np.unique(X[:, place], return_inverse=True)[1].ravel()
-        X = np.delete(X, place, axis=1)
-        columns.pop(place)
-    y = np.asarray(table.y)
-    classes, labels = np.unique(y, return_inverse=True)
-    if (y.dtype.kind == "f" and (y != np.round(y)).any()) or len(classes) > max(len(y) // 5, 2):
-        raise InputError(f"data: {data} has {len(classes)} different targets in {len(y)} rows, want classes")
-    if len(classes) < 2 or len(y) < 20:
-        raise InputError(f"data: {data} has {len(classes)} classes in {len(y)} rows, want at least 2 in 20")
-    if not columns:
-        raise InputError(f"data: {data} has no column left to tell the classes by")
-    named = table.labels
-    names = (named[int(value)] if named and int(value) < len(named) else str(int(value)) for value in classes)
-    scaled = X / 16 if data == "digits" else X
-    return _Rows(scaled.astype(np.float32), labels.astype(np.int64), tuple(names), tuple(columns), units)
+_NETS = ("mlp", "residual", "transformer")
 
 
 @register(kind="task", wing="network", source="none", extra="torch", name="network", example=lambda: Network())
 @dataclass(frozen=True)
 class Network:
-    """A classifier on digits or on the user's rows: fidelity against the kept share of its weights.
+    """A network on digits, texts or the user's rows: fidelity against the kept share of its weights.
 
     Parameters
     ----------
@@ -95,6 +51,8 @@ class Network:
     evaluate : ``module:function(model, X, y)`` giving the fidelity; None for accuracy.
     steps, batch_size : of the training that every method gets.
     include, exclude : names or glob patterns of what takes part in the pruning; on the command line with commas.
+    net : ``"mlp"``; ``"residual"``, a small residual network for the two sets of images; or ``"transformer"``, a
+        language model of two layers on texts that ship, judged by nats per token, lower being better, trained by AdamW.
 
     A fifth of the rows (or groups), the same for every seed, is the test part.
     """
@@ -108,12 +66,16 @@ class Network:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     groups: str | None = None
+    net: str = "mlp"
 
     name: ClassVar[str] = "network"
-    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    default_methods: ClassVar[tuple[str, ...] | None] = (
+        "dense", "one-shot", "gradual-uniform", "gradual-erk", "gradual-global", "rigl",
+    )  # fmt: skip
+    options: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "include", "exclude", "groups", "net")
+    nets: ClassVar[tuple[str, ...]] = _NETS
     unit: ClassVar[str] = "density"
     of: ClassVar[Literal["kept", "seen"]] = "kept"
-    batch: ClassVar[str] = "64 rows, ordinary dense layers, one thread"
 
     def __post_init__(self):
         check_integer("steps", self.steps, at_least=1)
@@ -127,16 +89,39 @@ class Network:
             given = getattr(self, option)
             if given is not None:
                 object.__setattr__(self, option, (given,) if isinstance(given, str) else tuple(given))
+        check_choice("net", self.net, self.nets)
+        if self.net != "mlp" and self.model is not None:
+            raise InputError(f"net: got {self.net!r} beside a model of your own, want one of the two")
+        if self.net == "residual" and self.dataset not in IMAGES:
+            raise InputError(f"net: got 'residual' with {self.dataset!r}, want digits or mnist, which are images")
+        if self.net == "transformer":
+            for option, given in (("data", self.dataset), ("target", self.target), ("groups", self.groups)):
+                if given not in (None, "texts"):
+                    raise InputError(
+                        f"{option}: got {given!r}, but net=transformer reads the texts that ship; want none"
+                    )
 
     @property
     def fidelity(self) -> str:
         """The word on the axis."""
-        return "accuracy" if self.evaluate is None else self.evaluate.rpartition(":")[2]
+        usual = "nats per token" if self.net == "transformer" else "accuracy"
+        return usual if self.evaluate is None else self.evaluate.rpartition(":")[2]
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Lower for nats per token, higher for all else."""
+        return "lower" if self.net == "transformer" and self.evaluate is None else "higher"
 
     @property
     def bound(self) -> float | None:
         """The best possible fidelity, where it is known."""
-        return 1.0 if self.evaluate is None else None
+        return 1.0 if self.evaluate is None and self.net != "transformer" else None
+
+    @property
+    def batch(self) -> str:
+        """What is timed."""
+        rows = "8 windows of tokens" if self.net == "transformer" else "64 rows"
+        return f"{rows}, ordinary dense layers, one thread"
 
     # -- options and specs
 
@@ -148,19 +133,22 @@ class Network:
         """The task from the command line's options."""
         for option, given in (("hook", hook), ("texts", texts)):
             if given is not None:
-                raise InputError(f"{option}: the task network takes none, want --data, --model, --eval or --target")
-        known, settings = ("steps", "batch_size", "include", "exclude", "groups"), dict(extra or {})
+                raise InputError(f"{option}: the task {cls.name} takes none, want --data, --model, --eval or --target")
+        settings = dict(extra or {})
         for option, value in settings.items():
-            if option not in known:
-                near = suggestion(option, known)
-                raise InputError(f"{option}: the task network takes none, want one of {', '.join(known)}{near}")
+            if option not in cls.options:
+                near = suggestion(option, cls.options)
+                raise InputError(
+                    f"{option}: the task {cls.name} takes none, want one of {', '.join(cls.options)}{near}"
+                )
             if option in ("steps", "batch_size") and isinstance(value, str):
                 if not value.isdecimal():
                     raise InputError(f"{option}: got {value!r}, want a whole number")
                 settings[option] = int(value)
             elif option in ("include", "exclude") and isinstance(value, str):
                 settings[option] = tuple(value.split(","))
-        task = cls(data or "digits", target, model, eval, **settings)
+        usual = "texts" if settings.get("net") == "transformer" else "digits"
+        task = cls(data or usual, target, model, eval, **settings)
         prunable(task._build(0), task.include, task.exclude)  # what cannot work is said before a run folder is made
         task._evaluate()
         return task
@@ -185,9 +173,11 @@ class Network:
 
     # -- data
 
-    def _rows(self) -> _Rows:
+    def _rows(self) -> Rows:
+        if self.net == "transformer":
+            return network_rows.read_windows()
         stamp = Path(self.dataset).stat().st_mtime_ns if Path(self.dataset).is_file() else None
-        return _read(self.dataset, self.target, self.groups, stamp)
+        return network_rows.read_rows(self.dataset, self.target, self.groups, stamp)
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows for training, validation and test: 60, 20 and 20 %, the test rows the same for every seed."""
@@ -206,7 +196,7 @@ class Network:
         info = {
             "build": partial(self._build, rows=X[used]), "spec": self._build_spec(), "steps": self.steps,
             "batch_size": self.batch_size, "include": self.include, "exclude": self.exclude,
-            "evaluate": self._evaluate(),
+            "evaluate": self._evaluate(), "tokens": self.net == "transformer",
         }  # fmt: skip
         return Data((X[used], y[used]), (X[validation], y[validation]), info)
 
@@ -221,23 +211,23 @@ class Network:
         return load_object(self.evaluate) if self.evaluate else None
 
     def _build_spec(self) -> dict[str, Any]:
-        rows = self._rows()
-        common = {"inputs": rows.X.shape[1], "classes": list(rows.classes), "columns": list(rows.columns)}
-        if self.model is not None:
-            return {"model": self.model, **common}
-        if self.dataset in _HIDDEN:
-            scale = 16.0 if self.dataset == "digits" else 1.0
-            return {"model": "mlp", "hidden": list(_HIDDEN[self.dataset]), "scale": scale, **common}
-        return {"model": "mlp", "hidden": [256, 128], "standardized": True, **common}
+        spec = net_spec(self.net, self.dataset, self._rows())
+        if self.model is None:
+            return spec
+        return {"model": self.model, **{name: spec[name] for name in ("inputs", "classes", "columns")}}
 
     def _build(self, seed: int, rows: np.ndarray | None = None) -> nn.Module:
-        return _module(self._build_spec(), seed, rows)
+        return module_of(self._build_spec(), seed, rows)
 
     # -- methods
 
     def methods(self) -> Mapping[str, Method]:
-        """Dense, one-shot, gradual magnitude with three allocations, RigL."""
-        return frontier.methods()
+        """Every recipe that trains from scratch to a density; ``default_methods`` where the user names none."""
+        return contenders.recipe_methods(self._training, linear=self.net == "mlp")
+
+    @property
+    def _training(self) -> Mapping[str, Any]:
+        return contenders.ADAMW if self.net == "transformer" else contenders.SGD
 
     def budgets(self, data: Data) -> Sequence[float]:
         """Densities where the methods part."""
@@ -253,62 +243,6 @@ class Network:
     def apply(self, directory: Path, source: str) -> Output:
         """Class and probability of each row of a file, in the units of the data that the model was trained on.
 
-        Columns are found by name where the file has names, else by place.
+        Columns are found by name where the file has names, else by place. Of texts, the nats per token of each.
         """
-        return _apply(Path(directory), source)
-
-
-def _standardized(network: nn.Module, rows: np.ndarray) -> nn.Module:
-    """The network on columns of mean 0 and variance 1, as in these rows; the moments are buffers and saved with it."""
-    mean, scale = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-    scale = np.where(scale > 1e-7 * abs(mean), scale, 1.0)  # a column that never changes
-    network.register_buffer("mean", torch.from_numpy(mean).float())
-    network.register_buffer("scale", torch.from_numpy(scale).float())
-    network.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - module.mean) / module.scale,))
-    return network
-
-
-def _module(spec: Mapping[str, Any], seed: int, rows: np.ndarray | None = None) -> nn.Module:
-    """The module of a build spec with its first weights, and the moments of ``rows`` where it standardises."""
-    if spec["model"] == "mlp":
-        network = MLPConfig(spec["inputs"], len(spec["classes"]), tuple(spec["hidden"])).build(seed)
-        if not spec.get("standardized"):
-            return network
-        return _standardized(network, np.zeros((1, spec["inputs"])) if rows is None else rows)
-    factory = load_object(spec["model"])
-    with seeded(seed, 0, torch.device("cpu")):
-        module = factory()
-    if not isinstance(module, nn.Module):
-        raise InputError(f"model: {spec['model']} gave {type(module).__name__}, want a torch module")
-    try:
-        with torch.no_grad():
-            found = module.eval()(torch.zeros(2, spec["inputs"]))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise InputError(f"model: {spec['model']} fails on rows of {spec['inputs']} features ({error})") from error
-    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-    if shape != (2, len(spec["classes"])):
-        raise InputError(f"model: gives {shape} for 2 rows, want (2, {len(spec['classes'])}), one logit per class")
-    return module.train()
-
-
-def _apply(directory: Path, source: str) -> Output:
-    tensors, meta = artefacts.load(
-        directory / "model.safetensors", frontier.KIND, version=frontier.VERSION, backend="torch"
-    )
-    spec = meta.get("build")
-    if not isinstance(spec, Mapping) or not {"model", "inputs", "classes", "columns"} <= set(spec):
-        raise InputError(f"{directory}: does not say which model its weights are of, want what take wrote")
-    model = _module(spec, 0)
-    try:
-        model.load_state_dict(packed.unpack(tensors, meta.get("shapes", {})))
-    except RuntimeError as error:
-        raise InputError(f"{directory}: the weights do not fit the model {spec['model']} ({error})") from error
-    X = kept_columns(source, (), spec["columns"], spec["columns"])
-    logits = frontier.predict(model.eval(), X / spec.get("scale", 1.0))
-    probability = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
-    best = probability.argmax(1)
-    columns = {
-        "class": np.asarray(spec["classes"])[best],
-        "probability": probability[np.arange(len(best)), best],
-    }
-    return Output(columns, "the class with the largest logit, and its softmax probability")
+        return network_rows.apply_network(Path(directory), source)
