@@ -398,7 +398,7 @@ def anytime_progressive_pruning(
 
 @register(
     kind="solver", wing="network", id="S084", source="arXiv:2204.04977", extra="torch",
-    claim="with decay gated by irrelevance it ends sparser than with L2",
+    claim="with decay gated by irrelevance it ends at least as sparse as with L2",
 )  # fmt: skip
 def prune_to_tolerance(
     model: nn.Module, fit: Fit, judge: Callable[[nn.Module], float], *, tolerance: float = 0.01, factor: float = 0.7,
