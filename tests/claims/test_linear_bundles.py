@@ -132,7 +132,8 @@ def test_ten_folds_of_a_hundred_alphas_are_all_certified(loss):
 @pytest.mark.claim("S170")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_hundred_permutations_have_the_p_values_of_the_loop(loss):
-    permuted(*table(100, 500, 2, loss), loss, draws=200, n_alphas=20)
+    size = (100, 500) if loss == "quadratic" else (60, 200)  # for the sake of the loop
+    permuted(*table(*size, 2, loss), loss, draws=200, n_alphas=20)
 
 
 @pytest.mark.slow
