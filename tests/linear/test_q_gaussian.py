@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, sparse, stats
 
 from ellzero.errors import InputError
-from ellzero.linear import GeneralizedLinearEstimator, QGaussianRegression
+from ellzero.linear import GeneralizedLinearEstimator, Lasso, QGaussianRegression
 from ellzero.parts.datafits_heavy import QGaussian
 from ellzero.parts.penalties import L1, MCP
 
@@ -34,12 +34,11 @@ def test_without_a_penalty_it_is_the_likelihood_of_students_t(q):
 
 
 def test_at_q_1_it_is_the_lasso_of_its_own_scale():
-    from ellzero.linear import Lasso
-
     X, y = data()
     ours = QGaussianRegression(1, 0.1, tol=1e-9).fit(X, y)
-    assert ours.scale_ == pytest.approx(np.sqrt(((y - ours.predict(X)) ** 2).mean()), rel=1e-4)
-    plain = Lasso(0.1 * ours.scale_**2, tol=1e-12).fit(X, y)
+    squares = ((y - ours.predict(X)) ** 2).mean()
+    assert squares / ours.scale_**2 + 0.1 * abs(ours.coef_).sum() / ours.scale_ == pytest.approx(1, abs=1e-4)
+    plain = Lasso(0.1 * ours.scale_, tol=1e-12).fit(X, y)
     np.testing.assert_allclose(ours.coef_, plain.coef_, atol=1e-6)
 
 
@@ -48,7 +47,7 @@ def test_wild_targets_do_no_harm_and_units_are_units():
     fitted = QGaussianRegression(1.8, 0.01).fit(X, y)
     assert np.linalg.norm(fitted.coef_ - QGaussianRegression(1.8, 0.01).fit(X, calm).coef_) < 0.15
     assert fitted.intercept_ == pytest.approx(3, abs=0.2)
-    large = QGaussianRegression(1.8, 0.01 / 1000).fit(X, 1000 * y)
+    large = QGaussianRegression(1.8, 0.01).fit(X, 1000 * y)
     np.testing.assert_allclose(large.coef_, 1000 * fitted.coef_, rtol=1e-3, atol=1e-1)
     assert large.scale_ == pytest.approx(1000 * fitted.scale_, rel=1e-3)
     given = QGaussianRegression(1.8, 0.01, scale=fitted.scale_).fit(X, y)
@@ -120,11 +119,18 @@ def test_it_is_reached_by_capability_too():
     assert general.solver_ == "conjugate gradient"
     assert general.converged_
     assert (general.coef_ != 0).tolist() == [True, False, True, False, False, False]
-    whole = QGaussianRegression(1.5, scale=0.5).path(X, y, n_alphas=4, eps=0.05)
+    whole = GeneralizedLinearEstimator(QGaussian(1.5, 0.5), L1(1.0)).path(X, y, n_alphas=4, eps=0.05)
     assert whole.converged.all()
-    at = GeneralizedLinearEstimator(QGaussian(1.5, 0.5), L1(whole.alphas[2])).fit(X, y)
+    at = QGaussianRegression(1.5, 0.5 * whole.alphas[2], scale=0.5).fit(X, y)
     np.testing.assert_allclose(at.coef_, whole.coefs[:, 2], atol=1e-4)
     assert not hasattr(QGaussianRegression(), "path")
+
+
+def test_an_exact_fit_of_many_rows_has_a_scale_all_the_same():
+    X, y = data(n=20, p=40)
+    fitted = QGaussianRegression(1.5, 0.1).fit(X, np.round(y))
+    assert fitted.converged_
+    assert fitted.scale_ >= 0.1 * abs(fitted.coef_).sum() > 0
 
 
 def test_a_constant_target():

@@ -6,13 +6,13 @@ not live here: the loss (``parts.datafits_heavy``), the solver (``solvers.conjug
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.optimize import brentq
 from sklearn.base import RegressorMixin
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
 from ellzero.errors import InputError
@@ -34,16 +34,19 @@ _LEAST = 1e-6  # scales relative to the first one that count as 0
     claim="a fit with heavy tails beats the Gaussian one under contamination", example=lambda: QGaussianRegression(),
 )  # fmt: skip
 class QGaussianRegression(RegressorMixin, Generalized):
-    """Minimise ``mean l(y - X w - b) + log s + alpha sum_j weight_j |w_j|``: wild targets lose their say.
+    """Minimise ``mean l(y - X w - b) + log s + alpha sum_j weight_j |w_j| / s``: wild targets lose their say.
 
     ``l(r) = log(1 + (q - 1) r^2 / ((3 - q) s^2)) / (q - 1)`` are q-Gaussian errors of scale s: Gaussian at q = 1,
     Student's t with ``(3 - q) / (q - 1)`` degrees of freedom above. Where ``fit`` is given groups, rows of one group
     share an intercept ``u_g`` drawn from a Gaussian of spread tau: a mixed-effects model. Then ``u`` is its posterior
     mode beside w, ``sum_g u_g^2 / (2 n tau^2)`` joins the objective, and the posterior variance of each u under the
     present precisions of the rows (a Student's t is a mixture of Gaussians) enters both scales: s solves
-    ``mean_i 2 e_i / ((3 - q) s^2 + (q - 1) e_i) = 1`` with ``e_i = r_i^2 + var u_g(i)``, and
-    ``tau^2 = sum u^2 / sum (1 - var u / tau^2)``. Scales and proximal conjugate gradients take turns, from the scale
-    of y downwards, so that the loss is nearly convex while the fit is far away.
+    ``mean_i 2 e_i / ((3 - q) s^2 + (q - 1) e_i) + alpha sum_j weight_j |w_j| / s = 1`` with
+    ``e_i = r_i^2 + var u_g(i)``, and ``tau^2 = sum u^2 / sum (1 - var u / tau^2)``. Scales and proximal conjugate
+    gradients take turns, from the scale of y downwards, so that the loss is nearly convex while the fit is far away.
+
+    The penalty is divided by s so that alpha has no unit, and so that no exact fit of some rows with s = 0 makes the
+    likelihood infinite (Staedler, Buehlmann and van de Geer, 2010, for Gaussian errors).
 
     The thesis is known to us by its abstract: that errors are q-Gaussian, data correlated and the solver a proximal
     nonlinear conjugate gradient is its; how it treats the random effects and estimates the scales could not be
@@ -52,8 +55,8 @@ class QGaussianRegression(RegressorMixin, Generalized):
     Parameters
     ----------
     q : from 1 to below 3; how heavy the tails are.
-    alpha : strength of the penalty, at least 0. Scale the columns alike: the penalty is blind to their units. The loss
-        has no unit (it is one of ``r / s``), so for y in a unit c times smaller the same fit is at ``alpha / c``.
+    alpha : strength of the penalty, at least 0; the same for every unit of y. Scale the columns alike: the penalty is
+        blind to their units.
     scale : s; ``None`` estimates it by likelihood.
     fit_intercept : whether b is fitted (never penalised).
     tol : the largest entry of the smallest subgradient, relative to that of the gradient at w = 0, that ends a fit.
@@ -71,7 +74,7 @@ class QGaussianRegression(RegressorMixin, Generalized):
     -----
     Planted check, 10 % of targets moved by 30 standard deviations: the coefficients' error is a sixteenth of least
     squares', and level with tuned Huber and least absolute deviations where outliers are symmetric.
-    ``path`` exists where ``scale`` is given; it knows no groups.
+    For paths at a given scale: ``GeneralizedLinearEstimator(QGaussian(q, scale), penalty).path``.
 
     Raises
     ------
@@ -79,7 +82,7 @@ class QGaussianRegression(RegressorMixin, Generalized):
     """
 
     def __init__(
-        self, q=1.5, alpha=0.01, *, scale=None, fit_intercept=True, tol=1e-6, max_iter=100, positive=False, weights=None
+        self, q=1.5, alpha=0.1, *, scale=None, fit_intercept=True, tol=1e-6, max_iter=100, positive=False, weights=None
     ):
         self.q = q
         self.alpha = alpha
@@ -97,7 +100,13 @@ class QGaussianRegression(RegressorMixin, Generalized):
     def _targets(self, y: Any) -> np.ndarray:
         return np.asarray(column_or_1d(y, warn=True), dtype=np.float64)
 
-    path = available_if(lambda self: self.scale is not None)(Generalized.path)
+    @property
+    def path(self):
+        """None here: alpha is relative to a scale that changes from fit to fit."""
+        raise AttributeError(
+            "QGaussianRegression has no path, for its scale changes from fit to fit; at a given scale use "
+            "GeneralizedLinearEstimator(QGaussian(q, scale), penalty).path"
+        )
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> QGaussianRegression:
         """Fit to ``[n, p]`` (dense or sparse, never densified) and ``[n]``.
@@ -159,7 +168,8 @@ class _Turns:
                 ridge = np.zeros(self.design.shape[1])
                 ridge[-self.n_groups :] = 1 / (len(self.y) * self.spread**2)
             fitted = conjugate_gradient.solve(
-                self.design, self.y, QGaussian(estimator.q, self.scale), self.penalty, ridge=ridge, start=start,
+                self.design, self.y, QGaussian(estimator.q, self.scale),
+                replace(self.penalty, alpha=self.penalty.alpha / self.scale), ridge=ridge, start=start,
                 sample_weight=self.weights, **estimator._settings(),
             )  # fmt: skip
             gradients += fitted.n_iter
@@ -181,21 +191,22 @@ class _Turns:
             known = float((1 - variance / self.spread**2).sum())
             self.spread = max(np.sqrt(float(u @ u) / known), _LEAST * self.widest)
         if self.goal is None:
-            self.scale = max(self._scale_of(squares), _LEAST * self.widest)
+            price = float(self.penalty.value(fitted.coef.astype(np.float64)))
+            self.scale = max(self._scale_of(squares, price), _LEAST * self.widest)
         else:
             self.scale = max(self.goal, self.scale / 2)
 
-    def _scale_of(self, squares: np.ndarray) -> float:
-        """The root of ``mean 2 e / ((3 - q) s^2 + (q - 1) e) = 1``, the most likely scale; 0 if there is none."""
+    def _scale_of(self, squares: np.ndarray, price: float = 0.0) -> float:
+        """The root of ``mean 2 e / ((3 - q) s^2 + (q - 1) e) + price / s = 1``, the best scale; 0 if there is none."""
         q, most = self.datafit.q, float(squares.max())
-        if most == 0 or q == 1:
-            return float(np.sqrt(np.average(squares, weights=self.counts))) or 1.0
+        if most == 0 and price == 0:
+            return 1.0
 
         def excess(log: float) -> float:
             each = 2 * squares / ((3 - q) * np.exp(2 * log) + (q - 1) * squares)
-            return float(np.average(each, weights=self.counts)) - 1
+            return float(np.average(each, weights=self.counts)) + price * np.exp(-log) - 1
 
-        high = np.log(most / (3 - q)) / 2 + 1
+        high = np.log(max(np.sqrt(most / (3 - q)), price)) + 1
         low = high - 40
         return float(np.exp(brentq(excess, low, high))) if excess(low) > 0 else 0.0
 
