@@ -56,7 +56,8 @@ def test_links_lead_somewhere(page):
 
 
 PICTURES = {
-    "lasso_path.py": ["6"], "penalties.py": [], "permutation_null.py": ["4"], "phase_transition.py": ["1", "30"],
+    "essential_sparsity.py": ["60"], "lasso_path.py": ["6"], "network_frontier.py": ["1", "20"], "penalties.py": [],
+    "permutation_null.py": ["4"], "phase_transition.py": ["1", "30"],
 }  # fmt: skip
 
 
