@@ -253,13 +253,7 @@ row groups with int8 values are to beat dense int8.
 
 AVX2 = """
 Measured on cores that other work may share: on a busy machine the clock's column means little, and figures by CPU time
-vary by a third. What bounds a processor with AVX2 and 512 KB of L2 a core:
-
-- Rows with patterns of their own load one register of activations per multiply, mostly from L2, at half the rate of the
-  multipliers: at best half of the bound shown, which is the multipliers' alone.
-- Row groups of 4 reach 40 to 70 GFLOP/s where NumPy's dense product reaches 65 to 80; 12x at 90 % asks for 54 at the 45
-  of torch's dense layer.
-- int8 values are widened to float32, so that they save bytes and not multiplies.
+vary by a third. int8 values are widened to float32, so that they save bytes and not multiplies.
 """
 
 
