@@ -33,7 +33,7 @@ def ista(problem, goal, limit):
 @pytest.mark.claim("S104")
 @pytest.mark.parametrize(
     ("n", "p", "seeds", "n_alphas", "penalties"),
-    [(100, 200, 1, 5, [SCAD]), pytest.param(200, 400, 3, 12, [SCAD, MCP], marks=pytest.mark.slow)],
+    [(100, 200, 1, 5, [SCAD]), pytest.param(200, 400, 2, 8, [SCAD, MCP], marks=pytest.mark.slow)],
 )
 def test_accelerated_gradients_reach_coordinate_descents_objective_in_a_third_of_istas_gradients(
     n, p, seeds, n_alphas, penalties

