@@ -315,6 +315,9 @@ def sparse_soup(
 ) -> Iterator[Ticket]:  # fmt: skip
     """Prune, retrain copies with the same mask, average them, prune again. Zimmer et al. (2024).
 
+    For runs that go side by side: where steps are counted, one copy trained as long as all together was better
+    (measured on digits, 98 % sparse, one epoch for each copy).
+
     Parameters
     ----------
     model : trained already; it is the average after each cycle. No rewinding.
