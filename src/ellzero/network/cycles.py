@@ -270,6 +270,9 @@ def swamp(
 ) -> Iterator[Ticket]:  # fmt: skip
     """Iterative magnitude pruning in which each cycle trains several particles and averages them. Choi et al. (2024).
 
+    For long, noisy runs. Measured on digits with two epochs to a particle (98 % sparse), it was on a par with plain
+    iterative magnitude pruning, and behind it at the same number of steps altogether.
+
     Parameters
     ----------
     model : it is the average after each cycle.
