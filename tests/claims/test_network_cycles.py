@@ -13,8 +13,8 @@ dense; the gap from training to test is 10.2 against 9.1 of dense, so it is not 
 (three of 126 steps, three snapshots each, rewound to step 63, three cycles to 2 %): 92.42 +- 0.12 against 92.48 +-
 0.16 of iterative magnitude pruning with one such run to a cycle, and 94.40 +- 0.13 where that run is three times as
 long; in batches of 16 and 500 steps 90.97 +- 0.33 against 90.60 +- 0.93 and 93.18 +- 0.24. There is no barrier
-between two particles, so they may be averaged, but the gain over plain pruning is not seen: runs this short are still
-far from the floor where averages help, and more steps are worth more.
+between two particles, so they may be averaged, but the gain over plain pruning is not seen in runs this short, where
+more steps are worth more.
 """
 
 from __future__ import annotations
