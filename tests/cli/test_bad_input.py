@@ -133,7 +133,7 @@ def test_an_error_of_ours_is_one_line_too(ellzero, monkeypatch):
 
 
 SLOW = """
-import time
+import os, time
 from dataclasses import dataclass
 from small_task import Largest
 
@@ -142,7 +142,8 @@ class Slow(Largest):
     name: str = "slow"
     def frontier(self, data, budgets, seed):
         for k in budgets:
-            time.sleep(0.3)
+            if k > 1:
+                time.sleep(float(os.environ["PAUSE"]))
             yield from super().frontier(data, [k], seed)
 """
 
@@ -152,7 +153,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     path = str(Path(__file__).parents[1] / "compare")
     command = [sys.executable, "-m", "ellzero.cli", "compare", TASK, "--methods", "slow_here:Slow"]
     command += ["--budgets", "1,2,3,4,5,6,7,8,9,10", "--out", "run", "--quiet"]
-    run = {"cwd": tmp_path, "env": {"PYTHONPATH": path, "PATH": "/usr/bin"}, "text": True}
+    run = {"cwd": tmp_path, "env": {"PYTHONPATH": path, "PATH": "/usr/bin", "PAUSE": "120"}, "text": True}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, **run)
     points = tmp_path / "run" / "points.jsonl"
     deadline = time.monotonic() + 300
@@ -163,6 +164,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     _, err = process.communicate()
     assert process.returncode == 130
     assert err == "ellzero: interrupted; the same command with --out run goes on from there\n"
-    done = subprocess.run(command, capture_output=True, **run)
+    done = subprocess.run(command, capture_output=True, **{**run, "env": {**run["env"], "PAUSE": "0"}})
     assert done.returncode == 0, done.stderr
     assert len(points.read_text().splitlines()) == 10

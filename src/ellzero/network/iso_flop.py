@@ -86,7 +86,7 @@ def multiply_adds(model: nn.Module) -> int:
 
 
 @register(
-    kind="model", wing="network", id="S092", source="arXiv:2303.11525", extra="torch", name="sparse_iso_flop",
+    kind="solver", wing="network", id="S092", source="arXiv:2303.11525", extra="torch", name="sparse_iso_flop",
     example=lambda: sparse_iso_flop(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), 0.5).model,
     claim="a wider sparse network costs what the dense one does and is as good",
 )  # fmt: skip

@@ -152,6 +152,7 @@ class Planted(NamedTuple):
 @register(
     kind="generator", wing="network", id="S133", source="arXiv:2111.11153", extra="torch", name="plant",
     claim="pruning at initialisation misses tickets that are known to be there",
+    example=lambda: plant(source((3, 4, 1)), relu_target(3)),
 )  # fmt: skip
 @torch.no_grad()
 def plant(model: nn.Module, target: Target) -> Planted:
