@@ -262,7 +262,7 @@ def iterative_magnitude_pruning(
 
 @register(
     kind="solver", wing="network", id="S116", source="arXiv:2305.14852", extra="torch",
-    claim="averaging particles and snapshots in each cycle beats iterative magnitude pruning",
+    claim="averaged particles beat each of them; one longer run beats the average",
 )  # fmt: skip
 def swamp(
     model: nn.Module, fit: Callable[[nn.Module, Masks | None, int], Sequence[State]], densities: Sequence[float], *,
@@ -310,7 +310,7 @@ def swamp(
 
 @register(
     kind="solver", wing="network", id="S138", source="arXiv:2306.16788", extra="torch",
-    claim="the average of retrained copies with one mask is better than each of them",
+    claim="the average of copies with one mask beats each of them; one longer run beats it",
 )  # fmt: skip
 def sparse_soup(
     model: nn.Module, fit: Fit, densities: Sequence[float], *, copies: int = 5, seed: int = 0,

@@ -58,7 +58,7 @@ class UpperConfidence:
 
 @register(
     kind="recipe", wing="network", id="S067", source="arXiv:2211.16667", extra="torch", example=lambda: dst_ee(),
-    claim="growing with an exploration bonus covers more weights at no loss to RigL",
+    claim="growing with an exploration bonus covers more weights than RigL",
 )  # fmt: skip
 def dst_ee(
     density: float = 0.1, *, c: float = 10.0, eps: float = 1.0, every: int = 100, drop: float = 0.3,
@@ -205,7 +205,7 @@ def _per_row(scores: Float[Tensor, "units inputs"], k: int) -> Tensor:
 
 @register(
     kind="recipe", wing="network", id="S052", source="arXiv:2305.02299", extra="torch", example=lambda: srigl(),
-    claim="constant fan-in costs RigL nothing, and pays on the clock",
+    claim="growing under a constant fan-in beats a static one of the same fan-in",
 )  # fmt: skip
 def srigl(
     density: float = 0.1, *, gamma: float = 0.3, every: int = 100, drop: float = 0.3, until: float = 0.75,
@@ -213,7 +213,9 @@ def srigl(
 ) -> Recipe:  # fmt: skip
     """Dynamic sparse training whose units all have the same fan-in: layers that a condensed layout makes fast.
 
-    Lasby et al. (2024). The first fan-in of a layer is its share of the budget over its units, rounded, at least 1.
+    Lasby et al. (2024) report RigL's accuracy. Not shown here: at 3 % of the small digits' network, where fan-ins are
+    one or two, it reached 82.5 % against RigL's 92.7 and 57.6 of a static constant fan-in. The first fan-in of a layer
+    is its share of the budget over its units, rounded, at least 1.
     """
     return Recipe(
         density=Constant(checked_density(density)), allocation=named_allocation(allocation), start=Random(seed),
