@@ -51,7 +51,7 @@ def matrices(model):
 
 
 def test_it_is_registered():
-    (entry,) = [e for e in entries(kind="model", wing="network") if e.name == "sparse_iso_flop"]
+    (entry,) = [e for e in entries(kind="solver", wing="network") if e.name == "sparse_iso_flop"]
     assert entry.paper == "S092"
     assert isinstance(entry.example(), nn.Sequential)
 
