@@ -1,9 +1,9 @@
 """Data: generators whose ground truth is known, and real sets that ship with ellzero or lie under ``ELLZERO_DATA``.
 
-Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``dynamics`` (systems
-driven by paths), ``multitask`` (related regression tasks), ``bandits`` (actions and their rewards) and ``sets``
-(tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), the
-stream of a model's activations (``models``).
+Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``features`` (a world
+of planted features to sample from), ``dynamics`` (systems driven by paths), ``multitask`` (related regression tasks),
+``bandits`` (actions and their rewards) and ``sets`` (tables, images and texts by name). Does not live here: readers of
+the user's files (``io``), splits (``compare``), the stream of a model's activations (``models``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "FeatureModel": "features",
         "data_root": "sets",
         "driven_systems": "dynamics",
         "hidden_codeword_bandit": "bandits",
@@ -25,5 +26,5 @@ __getattr__, __dir__, __all__ = lazy(
         "superposed_features": "generators",
         "texts": "sets",
     },
-    ("bandits", "dynamics", "generators", "multitask", "sets"),
+    ("bandits", "dynamics", "features", "generators", "multitask", "sets"),
 )
