@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +25,36 @@ from ellzero.models.sites import locate
 from ellzero.models.windows import Window, bos_token, cut_texts, cut_tokens, padded
 from ellzero.rng import rng
 
-__all__ = ["ActivationStream"]
+__all__ = ["ActivationStream", "ForwardPass", "evaluating"]
 
 
 class _Reached(Exception):
     """Raised by the hook: what comes after the module need not be computed."""
+
+
+class ForwardPass(NamedTuple):
+    """One batch of windows as the model takes it: ``model(tokens, **keywords)``."""
+
+    tokens: Tensor
+    """``[windows, time]``, on the model's device."""
+    keywords: dict[str, Any]
+    """The attention mask, where the model takes one."""
+    counts: np.ndarray
+    """Which positions count, ``[windows, time]``: neither padding nor left-out special tokens."""
+    documents: np.ndarray
+    """The document of each window, ``[windows]``."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class ActivationStream:
@@ -183,6 +209,19 @@ class ActivationStream:
         values, origins = torch.cat(parts)[:n].numpy(), np.concatenate(documents)[:n]
         return (values, origins) if return_documents else values
 
+    def passes(self) -> Iterator[ForwardPass]:
+        """The forward passes over texts or tokens, in the order of the stream before it is shuffled."""
+        if self._inputs is not None:
+            raise InputError("passes: the stream is over inputs, want one over texts or tokens")
+        return map(self._pass, self._plan)
+
+    def _pass(self, batch: Sequence[Window]) -> ForwardPass:
+        tokens, real, counts = padded(batch)
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        keywords = {"attention_mask": torch.from_numpy(real).long().to(device)} if self._takes_mask else {}
+        documents = np.array([window.document for window in batch])
+        return ForwardPass(torch.from_numpy(tokens).to(device), keywords, counts, documents)
+
     def _source(self) -> Iterator[tuple[Tensor, np.ndarray]]:
         if self._inputs is not None:
             return self._from_inputs()
@@ -191,15 +230,14 @@ class ActivationStream:
         return (self._from_windows(batch) for batch in self._plan)
 
     def _from_windows(self, batch: Sequence[Window]) -> tuple[Tensor, np.ndarray]:
-        tokens, real, counts = padded(batch)
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        keywords = {"attention_mask": torch.from_numpy(real).long().to(device)} if self._takes_mask else {}
-        out = self._record((torch.from_numpy(tokens).to(device),), keywords)
-        if out.ndim != 3 or tuple(out.shape[:2]) != tokens.shape:
+        tokens, keywords, counts, documents = self._pass(batch)
+        out = self._record((tokens,), keywords)
+        if out.ndim != 3 or out.shape[:2] != tokens.shape:
             raise InputError(
-                f"hook: {self.name!r} gives shape {tuple(out.shape)} for tokens {tokens.shape}, want (batch, time, d)"
+                f"hook: {self.name!r} gives shape {tuple(out.shape)} for tokens {tuple(tokens.shape)}, "
+                "want (batch, time, d)"
             )
-        origin = np.broadcast_to(np.array([window.document for window in batch])[:, None], tokens.shape)
+        origin = np.broadcast_to(documents[:, None], counts.shape)
         return self._checked(out[torch.from_numpy(counts).to(out.device)]), origin[counts]
 
     def _from_inputs(self) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -234,16 +272,8 @@ class ActivationStream:
             found.append(x)
             raise _Reached
 
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with attach(self.model, {self.name: keep}):
-                self.model(*arguments, **keywords)
-        except _Reached:
-            pass
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with suppress(_Reached), evaluating(self.model), attach(self.model, {self.name: keep}):
+            self.model(*arguments, **keywords)
         if not found:
             raise InputError(f"hook: {self.name!r} did not run in a forward pass, want a module that does")
         return found[0]
