@@ -130,7 +130,7 @@ def test_positions_left_out_are_not_touched(error_term):
     splice = attach(model, {"layers.1": sae}, positions=mask)
     splice.positions = mask[:, :3]
     logits(model, TOKENS[:, :3])
-    with pytest.raises(InputError, match="positions: got torch.bool"):
+    with pytest.raises(InputError, match=r"positions: got torch\.bool"):
         logits(model)
     splice.remove()
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_spliced_is_refused():
     ]:  # fmt: skip
         with pytest.raises(InputError, match=words):
             attach(model, saes)
-    with pytest.raises(InputError, match="edit: got 'layers.2'"):
+    with pytest.raises(InputError, match="edit: got"):
         attach(model, {"layers.1": sae}, edit={"layers.2": lambda z: z})
     for options, words in [
         ({"edit": {"layers.1": lambda z: z[..., :3]}}, r"edit: gave \(2, 5, 3\)"),
