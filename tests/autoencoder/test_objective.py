@@ -23,8 +23,7 @@ def a_step(rows=9, dead=(), spread=3.0, steer=1.0, seed=0):
     with torch.no_grad():
         sae.b_dec.add_(draw(5, seed=8))
     x = draw(rows, 5, seed=seed)
-    pre = sae.pre(x)
-    z = sae.keep(pre.relu())
+    z, pre = sae.codes(x)
     mask = torch.zeros(12, dtype=torch.bool)
     mask[list(dead)] = True
     return Step(sae, x, pre, z, sae.decode(z), mask, spread, steer)

@@ -124,7 +124,7 @@ class _Trained:
             sae = self._build(data.train.shape[1], info["d_sae"], k, seed, info["batch_size"])
             trainer = SAETrainer(sae, lr=self.lr, batch_size=info["batch_size"], steps=info["steps"], seed=seed)
             trainer.fit(data.train)
-            if sae.infer is not None:  # on rows that were not trained on, where a little more is active
+            if sae.calibrates:  # on rows that were not trained on, where a little more is active
                 sae.calibrate(torch.from_numpy(data.validation))
             yield FittedCode(sae, evaluate(sae, data.validation)["l0"])
 

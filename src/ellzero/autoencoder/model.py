@@ -1,45 +1,35 @@
 """The sparse autoencoder: encoder, selection, gradient rule and decoder, joined by composition.
 
-Lives here: ``SparseAutoencoder``, ``SparseCode``, ``UnitNorm`` and ``CalibratedThreshold``. Does not live here: loss
-terms (``objective``), training (``trainer``), files (``storage``), or any variant's settings (``presets``).
+Lives here: ``SparseAutoencoder`` and ``UnitNorm``. Does not live here: encoders, selections, codes and loss terms
+(modules of those names), training (``trainer``), files (``storage``), or any variant's settings (``presets``).
 ``pre = (x - b_dec) W_enc + b_enc``, ``z = relu(pre)`` on the selected entries, ``x_hat = z W_dec + b_dec``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ellzero.autoencoder.codes import SparseCode, ranked
+from ellzero.autoencoder.encoders import Linear
+from ellzero.autoencoder.selectors import Jump
 from ellzero.errors import InputError, check_array, check_integer
-from ellzero.kernels import torch_ops
-from ellzero.parts.constraints import BatchTopK
 from ellzero.parts.gradients import Masked
 from ellzero.rng import rng
 
-__all__ = ["CalibratedThreshold", "SparseAutoencoder", "SparseCode", "UnitNorm"]
+__all__ = ["SparseAutoencoder", "UnitNorm"]
 
 # Entries of the activation matrix that a threshold is calibrated on: 32 MB of float32.
 _CALIBRATION = 2**23
-
-
-class SparseCode(NamedTuple):
-    """Codes as they are stored: per row the active latents, largest first, padded with zeros of latent 0."""
-
-    values: Float[Tensor, "rows k"]
-    indices: Int64[Tensor, "rows k"]
-
-    def dense(self, d_sae: int) -> Float[Tensor, "rows d_sae"]:
-        """The codes with their zeros."""
-        out = self.values.new_zeros(len(self.values), d_sae)
-        return out.scatter_add(1, self.indices, self.values)
 
 
 @dataclass(frozen=True)
@@ -55,44 +45,33 @@ class UnitNorm:
         return gradient - (gradient * W_dec).sum(1, keepdim=True) * W_dec
 
 
-@dataclass(frozen=True)
-class CalibratedThreshold:
-    """At inference a latent is active above a threshold, set so that ``k`` are active on average over a sample.
-
-    What a selection over the batch needs, since one activation must not depend on the others beside it.
-    """
-
-    k: int
-
-    def find(self, activations: Float[Tensor, "rows d_sae"]) -> float:
-        """Halfway between the last activation that ``BatchTopK(k)`` keeps and the next one below it; at least zero."""
-        kept = BatchTopK(self.k).support(activations)
-        last = activations[kept].min() if bool(kept.any()) else activations.max()
-        below = activations[~kept].max() if not bool(kept.all()) else torch.zeros(())
-        return max(float(last + below) / 2, 0.0)
-
-
 class SparseAutoencoder(nn.Module):
     """An autoencoder whose code has few entries.
 
-    In training mode the codes follow ``select``; in evaluation mode ``threshold`` where ``infer`` has set it, else
-    ``select``. One that was loaded with a threshold keeps to it in both modes.
+    In training mode the codes follow ``select``. In evaluation mode they follow ``threshold`` where ``infer`` has set
+    it, else ``infer`` where that is a selection, else ``select``. One that was loaded with a threshold keeps to it in
+    both modes.
 
     Parameters
     ----------
     d_in, d_sae : width of the input and number of latents.
-    select : constraint on the rectified activations.
+    select : selection among the encoder's scores.
+    encoder : ``Linear`` or another of ``ellzero.autoencoder.encoders``.
+    score : reweighs the scores before the selection, called as ``score(sae, scores, beside)``, or None.
     gradient : what the derivative sees of the selection.
-    infer : ``CalibratedThreshold`` where the selection needs the whole batch.
+    infer : what holds in evaluation mode: ``CalibratedThreshold`` or ``LatentThresholds`` where the selection needs the
+        whole batch, a selection where it is another one, or None.
     decoder : constraint on ``W_dec``, or None.
     objective : loss terms, summed; see ``ellzero.autoencoder.objective``.
-    architecture : the name in ``cfg.json``: ``"standard"``, ``"topk"`` or ``"jumprelu"``.
+    architecture : the name in ``cfg.json``: ``"standard"``, ``"gated"``, ``"topk"`` or ``"jumprelu"``.
+    recommended : settings of ``SAETrainer`` where the caller gives none.
     seed : of the first weights: random unit rows, the encoder being the decoder's transpose.
 
     Attributes
     ----------
-    W_enc, b_enc, W_dec, b_dec : ``[d_in, d_sae]``, ``[d_sae]``, ``[d_sae, d_in]``, ``[d_in]``.
-    threshold : ``[d_sae]`` once calibrated, else None.
+    W_enc, b_enc, W_dec, b_dec : ``[d_in, d_sae]``, ``[d_sae]``, ``[d_sae, d_in]``, ``[d_in]``. ``W_enc`` lies in memory
+        latent by latent, as ``W_dec`` does.
+    threshold : ``[d_sae]`` once calibrated or where it is learnt, else None.
     """
 
     def __init__(
@@ -101,32 +80,47 @@ class SparseAutoencoder(nn.Module):
         d_sae: int,
         *,
         select: Any,
+        encoder: Any = Linear(),  # noqa: B008 (a frozen value)
+        score: Any = None,
         gradient: Any = Masked(),  # noqa: B008 (a frozen value)
-        infer: CalibratedThreshold | None = None,
+        infer: Any = None,
         decoder: UnitNorm | None = UnitNorm(),
         objective: Sequence[Any] = (),
         architecture: str = "standard",
+        recommended: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
         super().__init__()
         self.d_in = check_integer("d_in", d_in, at_least=1)
         self.d_sae = check_integer("d_sae", d_sae, at_least=1)
         k = getattr(select, "k", None)
-        if k is not None and not 1 <= k <= self.d_sae:
+        if isinstance(k, int) and not 1 <= k <= self.d_sae:
             raise InputError(f"k: got {k}, want 1 to {self.d_sae}, the number of latents")
-        self.select, self.gradient, self.infer, self.decoder = select, gradient, infer, decoder
-        self.objective, self.architecture = tuple(objective), architecture
+        self.select, self.encoder, self.score, self.gradient = select, encoder, score, gradient
+        self.infer, self.decoder, self.objective = infer, decoder, tuple(objective)
+        self.architecture, self.recommended = architecture, dict(recommended or {})
+        self.progress: float | None = None
         rows = torch.from_numpy(rng(seed, "autoencoder", "W_dec").standard_normal((d_sae, d_in), dtype=np.float32))
         rows = F.normalize(rows, dim=1)
-        self.W_enc = nn.Parameter(rows.T.contiguous())
+        if not encoder.tied:
+            self.W_enc = nn.Parameter(rows.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        for name, start in encoder.extra(d_in, d_sae).items():
+            setattr(self, name, nn.Parameter(start))
         self.register_buffer("threshold", None)
+        if isinstance(select, Jump):
+            start = torch.full((d_sae,), float(select.initial))
+            if select.log:
+                self.log_threshold = nn.Parameter(start.log())
+            else:
+                del self.threshold
+                self.threshold = nn.Parameter(start)
 
     @classmethod
     def from_preset(cls, name: str, *, d_in: int, d_sae: int, k: int = 32, **options: Any) -> SparseAutoencoder:
-        """One of ``ellzero.autoencoder.presets`` by name: ``"relu_l1"``, ``"topk"``, ``"batchtopk"``."""
+        """One of ``ellzero.autoencoder.presets`` by name, such as ``"topk"`` or ``"batchtopk"``."""
         from ellzero.autoencoder.presets import preset
 
         return preset(name)(d_in, d_sae, k, **options)
@@ -134,50 +128,91 @@ class SparseAutoencoder(nn.Module):
     # -- forward
 
     def activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
-        """``relu((x - b_dec) W_enc + b_enc)``, before anything is selected."""
-        return self.pre(x).relu()
+        """What the selection chooses among: ``relu((x - b_dec) W_enc + b_enc)`` of a linear encoder."""
+        return self.encoder(self, x).values
 
     def pre(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """``(x - b_dec) W_enc + b_enc``."""
-        return F.linear(x, self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
+        return self.encoder.pre(self, x)
 
-    def keep(self, activations: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_sae"]:
-        """The codes: the activations that the rule of the present mode keeps."""
-        if self.infer is not None and self.training:
-            support = self.select.support(activations.detach())
-        elif self.threshold is not None:
-            support = activations.detach() > self.threshold
-        elif self.infer is None:
-            support = self.select.support(activations.detach())
+    def thresholds(self) -> Float[Tensor, " d_sae"] | None:
+        """The threshold of each latent, learnt or calibrated; None where there is none."""
+        return self.log_threshold.exp() if hasattr(self, "log_threshold") else self.threshold
+
+    def selection(self, x: Float[Tensor, "rows d_in"] | None = None, beside: Any = None) -> Any:
+        """The selection of the present mode, for these rows, or None where the calibrated threshold decides."""
+        if not self.training or self.infer is None:
+            if self.threshold is not None and not isinstance(self.select, Jump):
+                return None
+            if self.calibrates:
+                raise InputError("threshold: not calibrated yet; train the autoencoder, or call calibrate(activations)")
+        select = self.select if self.training or self.infer is None else self.infer
+        if self.training and self.progress is not None and hasattr(select, "at"):
+            select = select.at(self.progress)
+        return select.for_rows(self, x, beside) if hasattr(select, "for_rows") else select
+
+    def codes(self, x: Float[Tensor, "rows d_in"], beside: Any = None) -> tuple[Tensor, Tensor]:
+        """Dense codes and the pre-activations they were chosen from; ``x`` is not checked."""
+        if hasattr(self.encoder, "pursue"):
+            return self.encoder.pursue(self, x), None
+        pre, values, scores = self.encoder(self, x)
+        select, threshold = self.selection(x, beside), self.thresholds()
+        if self.score is not None and beside is not None:
+            scores = self.score(self, scores, beside)
+        if select is None:
+            support = scores > threshold
+        elif isinstance(select, Jump):
+            support = select.support(scores, threshold.detach())
         else:
-            raise InputError("threshold: not calibrated yet; train the autoencoder, or call calibrate(activations)")
-        return self.gradient.apply(activations, support)
+            support = select.support(scores)
+        return self.gradient.apply(values, support, threshold if isinstance(select, Jump) else None), pre
 
-    def encode(self, x: Float[Tensor, "rows d_in"], *, sparse: bool = False) -> Tensor | SparseCode:
+    def encode(self, x: Float[Tensor, "rows d_in"], *, sparse: bool = False, beside: Any = None) -> Tensor | SparseCode:
         """Codes ``[rows, d_sae]``, or as ``SparseCode`` with as many columns as the fullest row needs.
+
+        ``beside`` is what the score or the selection wants of each row beside ``x``, such as a gradient.
 
         Raises
         ------
         InputError : not rows of ``d_in`` finite floating-point numbers, or a threshold that is not calibrated yet.
         """
-        z = self.keep(self.activations(self._checked(x)))
+        z, _ = self.codes(self._checked(x), beside)
         if not sparse:
             return z
-        width = int((z > 0).sum(1).max()) if len(z) else 0
-        return _padded(torch_ops.top_k(z, width))
+        return ranked(z, int((z != 0).sum(1).max()) if len(z) else 0)
 
     def decode(self, z: Tensor | SparseCode) -> Float[Tensor, "rows d_in"]:
         """``z W_dec + b_dec``; for a ``SparseCode`` from the active rows of ``W_dec`` alone."""
         if not isinstance(z, SparseCode):
             check_array("z", z, ndim=2, shape=(None, self.d_sae), dtypes="f", finite=False, allow_empty=True)
-            return z @ self.W_dec + self.b_dec
+        return self.combine(z) + self.b_dec
+
+    def combine(self, z: Tensor | SparseCode) -> Float[Tensor, "rows d_in"]:
+        """``z W_dec``, without ``b_dec``."""
+        if not isinstance(z, SparseCode):
+            return z @ self.W_dec
         if z.values.shape[1] == 0:
-            return self.b_dec.expand(len(z.values), -1)
-        return F.embedding_bag(z.indices, self.W_dec, per_sample_weights=z.values, mode="sum") + self.b_dec
+            return self.W_dec.new_zeros(len(z.values), self.d_in)
+        return F.embedding_bag(z.indices, self.W_dec, per_sample_weights=z.values, mode="sum")
 
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """The reconstruction ``decode(encode(x))``."""
         return self.decode(self.encode(x))
+
+    def at(self, k: int) -> SparseAutoencoder:
+        """The same weights with ``k`` active latents in evaluation mode: what a nested autoencoder is for.
+
+        Raises
+        ------
+        InputError : a selection that has no ``k`` of its own.
+        """
+        if not isinstance(getattr(self.select, "k", None), int) or self.calibrates:
+            raise InputError(f"k: a selection by {type(self.select).__name__} has no k to set, want TopK")
+        twin = copy.copy(self)
+        twin.infer = replace(self.select if self.infer is None else self.infer, k=check_integer("k", k, at_least=1))
+        if k > self.d_sae:
+            raise InputError(f"k: got {k}, want at most {self.d_sae}, the number of latents")
+        return twin.eval()
 
     def _checked(self, x: Any) -> Tensor:
         """Rows in the dtype and on the device of the weights."""
@@ -186,30 +221,38 @@ class SparseAutoencoder(nn.Module):
 
     # -- constraints and calibration
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether evaluation needs a threshold that ``calibrate`` finds."""
+        return hasattr(self.infer, "find")
+
     @torch.no_grad()
     def normalize(self) -> None:
-        """Put the decoder back onto its constraint."""
+        """Put the decoder back onto its constraint, and learnt thresholds to zero or above."""
         if self.decoder is not None:
             self.W_dec.copy_(self.decoder.project(self.W_dec))
+        if isinstance(self.threshold, nn.Parameter):
+            self.threshold.clamp_(min=0)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
         """Make it the autoencoder of ``factor * x``: codes and reconstructions grow by the factor, the weights stay."""
-        for tensor in (self.b_enc, self.b_dec, self.threshold):
+        for tensor in (self.b_enc, self.b_dec, self.threshold, getattr(self, "b_mag", None)):
             if tensor is not None:
                 tensor.mul_(factor)
+        if hasattr(self, "log_threshold"):
+            self.log_threshold.add_(float(np.log(factor)))
 
     @torch.no_grad()
     def calibrate(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Set the inference threshold on a sample of activations (a long one is thinned evenly)."""
-        if self.infer is None:
+        if not self.calibrates:
             raise InputError("calibrate: this autoencoder selects each row by itself and has no threshold")
         x = self._checked(x)
         if len(x) == 0:
             raise InputError("x: got no rows, want a sample of activations")
         most = max(_CALIBRATION // self.d_sae, 256)
-        found = self.infer.find(self.activations(x[:: -(-len(x) // most)]))
-        self.threshold = torch.full((self.d_sae,), found, dtype=self.W_dec.dtype, device=self.W_dec.device)
+        self.threshold = self.infer.find(self.encoder(self, x[:: -(-len(x) // most)]).scores).to(self.W_dec)
 
     # -- files
 
@@ -225,8 +268,3 @@ class SparseAutoencoder(nn.Module):
         from ellzero.autoencoder import storage
 
         return storage.load(directory)
-
-
-def _padded(found: Any) -> SparseCode:
-    """Entries that are zero point to latent 0, so that equal codes are equal arrays."""
-    return SparseCode(found.values, found.indices.where(found.values > 0, torch.zeros_like(found.indices)))

@@ -1,61 +1,205 @@
 """Variants of the sparse autoencoder: each a row of parts with its defaults in view.
 
-Lives here: ``relu_l1``, ``topk``, ``batchtopk``, and ``preset`` to find one by name. Does not live here: code of any
-part. All take ``(d_in, d_sae, k)`` first, ``k`` being the number of latents active on a row, on average at least.
+Lives here: the presets, and ``preset`` to find one by name. Does not live here: code of any part. All take
+``(d_in, d_sae, k)`` first, ``k`` being the number of latents active on a row, on average at least. ``dead_after`` is
+the number of rows without firing after which a latent counts as dead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ellzero.autoencoder.model import CalibratedThreshold, SparseAutoencoder, UnitNorm
-from ellzero.autoencoder.objective import L1, AuxK, SquaredError
-from ellzero.errors import check_choice, check_integer
+from ellzero.autoencoder.encoders import Gated, Linear
+from ellzero.autoencoder.model import SparseAutoencoder
+from ellzero.autoencoder.nested import NestedReconstruction
+from ellzero.autoencoder.objective import L0, L1, AuxK, GateReconstruction, SquaredError
+from ellzero.autoencoder.selectors import CalibratedThreshold, Jump, ScheduledTopK
+from ellzero.errors import InputError, check_choice, check_integer
 from ellzero.parts.constraints import BatchTopK, Threshold, TopK
-from ellzero.parts.gradients import Masked
+from ellzero.parts.gradients import Rectangle
+from ellzero.parts.schedules import Linear as LinearSchedule
 from ellzero.registry import register
 
-__all__ = ["batchtopk", "preset", "relu_l1", "topk"]
+__all__ = [
+    "abs_topk", "batchtopk", "gated", "hierarchical_topk", "jumprelu", "k_sparse", "matryoshka", "msae", "preset",
+    "relu_l1", "topk",
+]  # fmt: skip
+
+PRESETS: dict[str, Callable[..., SparseAutoencoder]] = {}
 
 
-@register(kind="preset", wing="autoencoder", source="arXiv:2309.08600", extra="torch", example=lambda: relu_l1(4, 8, 2))
+def variant(name: str, source: str, id: str | None = None, claim: str | None = None) -> Callable[[Any], Any]:
+    """Checks the sizes that every preset takes, registers it and lists it under its name."""
+
+    def add(build: Callable[..., SparseAutoencoder]) -> Callable[..., SparseAutoencoder]:
+        @functools.wraps(build)
+        def checked(d_in: int, d_sae: int, k: int = 32, **options: Any) -> SparseAutoencoder:
+            check_integer("d_in", d_in, at_least=1)
+            check_integer("d_sae", d_sae, at_least=1)
+            return build(d_in, d_sae, check_integer("k", k, at_least=1, at_most=d_sae), **options)
+
+        PRESETS[name] = checked
+        return register(
+            kind="preset", wing="autoencoder", id=id, source=source, extra="torch", claim=claim,
+            example=lambda: checked(4, 8, 2),
+        )(checked)  # fmt: skip
+
+    return add
+
+
+def _revive(d_in: int, dead_after: int) -> AuxK:
+    return AuxK(1 / 32, max(d_in // 2, 1), dead_after)
+
+
+@variant("relu_l1", "arXiv:2309.08600")
 def relu_l1(d_in: int, d_sae: int, k: int = 32, *, alpha: float = 0.01, seed: int = 0) -> SparseAutoencoder:
     """Rectified codes under an L1 price that is steered until ``k`` are active on average. Cunningham et al. (2023).
 
     ``alpha`` is the price at the start: a low one, since latents that a high one silences do not come back.
     """
-    check_integer("k", k, at_least=1, at_most=d_sae)
     return SparseAutoencoder(
-        d_in, d_sae, select=Threshold(0.0), gradient=Masked(), decoder=UnitNorm(),
-        objective=[SquaredError(), L1(alpha, target=k)], architecture="standard", seed=seed,
+        d_in, d_sae, select=Threshold(0.0), objective=[SquaredError(), L1(alpha, target=k)], seed=seed
+    )
+
+
+@variant("gated", "arXiv:2404.16014", claim="half the active latents of ReLU + L1 at equal fidelity")
+def gated(d_in: int, d_sae: int, k: int = 32, *, alpha: float = 0.01, seed: int = 0) -> SparseAutoencoder:
+    """A gate says which latents are on, a rescaled copy how strongly; only the gate is priced. Rajamanoharan (2024).
+
+    The L1 price on the rectified gate is steered until ``k`` are active on average.
+    """
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=Gated(), select=Threshold(0.0), architecture="gated", seed=seed,
+        objective=[SquaredError(), L1(alpha, target=k, of="gate"), GateReconstruction()],
     )  # fmt: skip
 
 
-@register(
-    kind="preset", wing="autoencoder", id="S136", source="arXiv:2406.04093", extra="torch",
-    claim="a cleaner frontier of fidelity against sparsity than ReLU + L1", example=lambda: topk(4, 8, 2),
-)  # fmt: skip
-def topk(d_in: int, d_sae: int, k: int = 32, *, dead_after: int = 10_000_000, seed: int = 0) -> SparseAutoencoder:
-    """The ``k`` largest activations of each row; dead latents learn from the error. Gao et al. (2024)."""
+@variant("topk", "arXiv:2406.04093", "S136", "a cleaner frontier of fidelity against sparsity than ReLU + L1")
+def topk(
+    d_in: int, d_sae: int, k: int = 32, *, multi: bool = False, dead_after: int = 10_000_000, seed: int = 0
+) -> SparseAutoencoder:
+    """The ``k`` largest activations of each row; dead latents learn from the error. Gao et al. (2024).
+
+    ``multi`` adds an eighth of the loss at ``4 k`` active latents, which keeps the code useful at other ``k``.
+    """
+    error = NestedReconstruction((k, min(4 * k, d_sae)), (1.0, 1 / 8), axis="rank") if multi else SquaredError()
     return SparseAutoencoder(
-        d_in, d_sae, select=TopK(k), gradient=Masked(), decoder=UnitNorm(),
-        objective=[SquaredError(), AuxK(1 / 32, max(d_in // 2, 1), dead_after)], architecture="topk", seed=seed,
-    )  # fmt: skip
+        d_in, d_sae, select=TopK(k), objective=[error, _revive(d_in, dead_after)], architecture="topk", seed=seed
+    )
 
 
-@register(
-    kind="preset", wing="autoencoder", source="arXiv:2412.06410", extra="torch", example=lambda: batchtopk(4, 8, 2),
-    claim="at equal mean L0 a better reconstruction than TopK",
-)  # fmt: skip
+@variant("batchtopk", "arXiv:2412.06410", claim="at equal mean L0 a better reconstruction than TopK")
 def batchtopk(d_in: int, d_sae: int, k: int = 32, *, dead_after: int = 10_000_000, seed: int = 0) -> SparseAutoencoder:
     """``k`` activations per row on average over the batch, at inference a threshold. Bussmann et al. (2024)."""
     return SparseAutoencoder(
-        d_in, d_sae, select=BatchTopK(k), gradient=Masked(), infer=CalibratedThreshold(k), decoder=UnitNorm(),
-        objective=[SquaredError(), AuxK(1 / 32, max(d_in // 2, 1), dead_after)], architecture="jumprelu", seed=seed,
+        d_in, d_sae, select=BatchTopK(k), infer=CalibratedThreshold(k), architecture="jumprelu", seed=seed,
+        objective=[SquaredError(), _revive(d_in, dead_after)],
     )  # fmt: skip
 
 
-PRESETS = {"relu_l1": relu_l1, "topk": topk, "batchtopk": batchtopk}
+@variant("jumprelu", "arXiv:2407.14435", "S147", "at equal L0 as good a reconstruction as TopK or better")
+def jumprelu(
+    d_in: int, d_sae: int, k: int = 32, *, alpha: float = 0.001, bandwidth: float = 0.05, initial: float = 0.05,
+    log: bool = False, warm: float = 0.2, seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """A threshold for each latent, learnt on the number of active ones. Rajamanoharan et al. (2024).
+
+    The L0 price grows to ``alpha`` over the first ``warm`` of the run and is steered until ``k`` are active on average.
+    ``bandwidth`` and ``initial`` are in units of inputs whose mean square is 1 per feature. The paper has 0.001 for
+    both, of inputs whose whole mean square is 1, and ``log`` thresholds; runs of some hundred steps need more room.
+    """
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=Linear("signed"), select=Jump(initial, log), gradient=Rectangle(bandwidth),
+        objective=[SquaredError(), L0(alpha, target=k, warm=warm)], architecture="jumprelu", seed=seed,
+        recommended={"betas": (0.0, 0.999)},
+    )  # fmt: skip
+
+
+@variant("k_sparse", "arXiv:1312.5663", "S033", "features that classify digits better than pixels or PCA")
+def k_sparse(
+    d_in: int, d_sae: int, k: int = 32, *, start: int | None = None, factor: int = 1, seed: int = 0
+) -> SparseAutoencoder:
+    """The ``k`` largest signed activations, tied weights without norm constraint. Makhzani and Frey (2013).
+
+    Training begins with ``start`` active latents (100, or ``k`` if that is more) and comes down to ``k`` over its first
+    half, so that none dies; ``factor * k`` are kept in evaluation mode, 1 to 3 in the paper.
+    """
+    check_integer("factor", factor, at_least=1)
+    first = min(max(k, 100), d_sae) if start is None else check_integer("start", start, at_least=k, at_most=d_sae)
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=Linear("signed", centred=False, tied=True), decoder=None, architecture="topk", seed=seed,
+        select=ScheduledTopK(LinearSchedule(float(first), float(k), 0.0, 0.5), k), infer=TopK(min(factor * k, d_sae)),
+        objective=[SquaredError()],
+    )  # fmt: skip
+
+
+@variant("abs_topk", "arXiv:2510.00404", "S094", "one signed latent for the two directions of a feature")
+def abs_topk(d_in: int, d_sae: int, k: int = 32, *, dead_after: int = 10_000_000, seed: int = 0) -> SparseAutoencoder:
+    """The ``k`` pre-activations of largest magnitude, with their signs. AbsTopK (2025)."""
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=Linear("absolute"), select=TopK(k), architecture="topk", seed=seed,
+        objective=[SquaredError(), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+def _widths(d_sae: int, groups: int) -> tuple[int, ...]:
+    """Prefixes that double up to the whole width."""
+    return tuple(sorted({max(d_sae >> j, 1) for j in range(groups)}))
+
+
+@variant("matryoshka", "arXiv:2503.17547", "S080", "general latents are not absorbed by special ones")
+def matryoshka(
+    d_in: int, d_sae: int, k: int = 32, *, levels: Sequence[int] | None = None, bias: bool = False,
+    dead_after: int = 10_000_000, seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """BatchTopK whose first latents reconstruct by themselves too. Bussmann et al. (2025).
+
+    ``levels`` are the cumulative widths, five that double up to ``d_sae`` by default; ``bias`` counts ``b_dec`` alone
+    as one more level, as the authors' code does.
+    """
+    levels = _widths(d_sae, 5) if levels is None else tuple(levels)
+    if levels[-1] != d_sae:
+        raise InputError(f"levels: got {levels}, want them to end with d_sae, {d_sae}")
+    return SparseAutoencoder(
+        d_in, d_sae, select=BatchTopK(k), infer=CalibratedThreshold(k), architecture="jumprelu", seed=seed,
+        objective=[NestedReconstruction(levels, axis="prefix", bias=bias), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+@variant("msae", "arXiv:2502.20578", "S096", "one autoencoder that is good at every number of active latents")
+def msae(
+    d_in: int, d_sae: int, k: int = 32, *, levels: Sequence[int] | None = None, decreasing: bool = False, seed: int = 0
+) -> SparseAutoencoder:
+    """The error at several numbers of active latents, doubling up to the width. Zaigrajew et al. (2025).
+
+    ``levels`` run from ``k / 4`` up to ``d_sae`` by doubling unless given. ``decreasing`` weighs them n, n - 1, ..., 1
+    from the sparsest. In evaluation mode ``k`` are active; ``sae.at(k)`` sets another number.
+    """
+    if levels is None:
+        first = max(k // 4, 1)
+        levels = sorted({min(first << j, d_sae) for j in range((d_sae // first).bit_length() + 1)})
+    n = len(levels)
+    weights = tuple((n - j if decreasing else 1.0) / (n * (n + 1) / 2 if decreasing else n) for j in range(n))
+    nested = NestedReconstruction(tuple(levels), weights, axis="rank", error="normalised")
+    return SparseAutoencoder(d_in, d_sae, select=TopK(k), objective=[nested], architecture="topk", seed=seed)
+
+
+@variant("hierarchical_topk", "arXiv:2505.24473", "S082", "one autoencoder on the frontier of one for each k")
+def hierarchical_topk(
+    d_in: int, d_sae: int, k: int = 32, *, levels: Sequence[int] | None = None, dead_after: int = 10_000_000,
+    seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """The mean error over every number of active latents up to ``2 k``, or over ``levels``. HierarchicalTopK (2025).
+
+    In evaluation mode ``k`` are active; ``sae.at(k)`` sets another number.
+    """
+    levels = tuple(range(1, min(2 * k, d_sae) + 1)) if levels is None else tuple(levels)
+    return SparseAutoencoder(
+        d_in, d_sae, select=TopK(k), architecture="topk", seed=seed,
+        objective=[NestedReconstruction(levels, axis="rank"), _revive(d_in, dead_after)],
+    )  # fmt: skip
 
 
 def preset(name: str) -> Callable[..., SparseAutoencoder]:

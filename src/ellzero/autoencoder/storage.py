@@ -38,7 +38,7 @@ def tensors(sae: SparseAutoencoder) -> dict[str, torch.Tensor]:
 
 def save(sae: SparseAutoencoder, directory: str | Path) -> None:
     """Write an autoencoder into a folder, which is made if it is not there."""
-    if sae.infer is not None and sae.threshold is None:
+    if sae.calibrates and sae.threshold is None:
         raise InputError("threshold: not calibrated yet; train the autoencoder, or call calibrate(activations)")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ellzero.autoencoder.codes import active, fired, share
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.objective import Step
 from ellzero.errors import InputError, check, check_array, check_integer
@@ -56,11 +57,13 @@ class SAETrainer:
     Parameters
     ----------
     sae : the autoencoder; trained in place.
-    lr : peak learning rate; ``2e-4 / sqrt(d_sae / 16384)`` by default (Gao et al., 2024).
+    lr : peak learning rate; the variant's own by default, else ``2e-4 / sqrt(d_sae / 16384)`` (Gao et al., 2024).
     batch_size : rows per step.
     steps : of the optimiser.
     clip : largest norm of all gradients together.
     initialize : set ``b_dec`` to the geometric median of a sample first.
+    betas : of Adam; the variant's own by default, else ``(0.9, 0.999)``.
+    average : decay of a moving average of the weights, which replaces them at the end; None for none.
     seed : of the order of rows.
     """
 
@@ -73,26 +76,36 @@ class SAETrainer:
         steps: int = 10_000,
         clip: float = 1.0,
         initialize: bool = True,
+        betas: tuple[float, float] | None = None,
+        average: float | None = None,
         seed: int = 0,
     ):
         if not isinstance(sae, SparseAutoencoder):
             raise InputError(f"sae: got {type(sae).__name__}, want a SparseAutoencoder")
         self.sae = sae
-        self.lr = 2e-4 / math.sqrt(sae.d_sae / 16384) if lr is None else check("lr", lr, above=0, below=math.inf)
+        if lr is None:
+            lr = sae.recommended.get("lr", 2e-4 / math.sqrt(sae.d_sae / 16384))
+        self.lr = check("lr", lr, above=0, below=math.inf)
+        self.betas = sae.recommended.get("betas", (0.9, 0.999)) if betas is None else betas
+        self.average = average
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.steps = check_integer("steps", steps, at_least=1)
         self.clip = check("clip", clip, above=0)
         self.seed = check_integer("seed", seed, at_least=0)
         self.initialize = bool(initialize)
-        self.state = _State(sae, self.lr)
+        self.state = _State(sae, self.lr, self.steps)
 
-    def fit(self, acts: Any, *, progress: bool = False, checkpoint: Any = None, every: int = 1000) -> Trained:
+    def fit(
+        self, acts: Any, *, beside: Any = None, progress: bool = False, checkpoint: Any = None, every: int = 1000
+    ) -> Trained:
         """Train on activations and leave the autoencoder in evaluation mode.
 
         Parameters
         ----------
         acts : ``[rows, d_in]`` as an array, a memory map or a tensor; or an iterable of such batches (an
             ``ActivationStream``), gone through as often as the steps need where it can be.
+        beside : an array with as many rows, what the selection or a loss term wants beside each (a gradient, a label);
+            then ``acts`` is an array too.
         progress : show a bar.
         checkpoint, every : a folder, and the steps between two writings; a run that was killed goes on from there and
             ends with the same bits.
@@ -102,13 +115,14 @@ class SAETrainer:
         InputError : activations that are no rows of ``d_in`` finite numbers, all equal, or fewer than the steps need;
             a loss that is not finite (a smaller ``lr`` helps).
         """
-        sample, batches = self._source(acts)
+        sample, batches = self._source(acts, beside)
         size = float(sample.square().sum(1).mean().sqrt())
         if not bool((sample != sample[0]).any()):
             raise InputError(f"acts: all {len(sample)} rows are equal, want rows that vary")
         scale = math.sqrt(self.sae.d_in) / size
         sample = sample * scale
-        self.state = _State(self.sae, self.lr, float((sample - sample.mean(0)).square().sum(1).mean()))
+        spread = float((sample - sample.mean(0)).square().sum(1).mean())
+        self.state = _State(self.sae, self.lr, self.steps, spread)
         self.sae.rescale(scale)
         try:
             found = self._run(sample, batches, scale, progress=progress, checkpoint=checkpoint, every=every)
@@ -123,34 +137,49 @@ class SAETrainer:
             with torch.no_grad():
                 sae.b_dec.copy_(geometric_median(sample))
         sae.normalize()
-        optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, betas=(0.9, 0.999), eps=6.25e-10)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, betas=self.betas, eps=6.25e-10)
         hook = sae.W_dec.register_post_accumulate_grad_hook(self._tangent)
         try:
             with threads_for(self.batch_size * sae.d_in * sae.d_sae):  # one product of the five in a step
                 found = train(
-                    sae, lambda model, rows: self.state.loss(rows.to(model.W_dec) * scale), batches,
+                    sae, lambda model, batch: self._loss(batch, scale), batches,
                     optimizer=optimizer, steps=self.steps, schedule=learning_rate_factor, clip=self.clip,
-                    parts={"sae": self.state}, seed=self.seed, **options,
+                    average=self.average, parts={"sae": self.state}, seed=self.seed, **options,
                 )  # fmt: skip
         finally:
             hook.remove()
-        if sae.infer is not None:
+            sae.progress = None
+        with torch.no_grad():
+            for name, tensor in found.averaged.items():
+                sae.get_parameter(name).copy_(tensor)
+            sae.normalize()
+        if sae.calibrates:
             sae.calibrate(sample)
         return found
+
+    def _loss(self, batch: Any, scale: float) -> Tensor:
+        rows, beside = batch if isinstance(batch, tuple) else (batch, None)
+        return self.state.loss(rows.to(self.sae.W_dec) * scale, beside)
 
     @torch.no_grad()
     def _tangent(self, weight: Tensor) -> None:
         if self.sae.decoder is not None:
             weight.grad = self.sae.decoder.tangent(weight, weight.grad)
 
-    def _source(self, acts: Any) -> tuple[Tensor, Any]:
+    def _source(self, acts: Any, beside: Any = None) -> tuple[Tensor, Any]:
         """A sample of rows for scale, start and calibration, and the batches to train on."""
         width = self.sae.d_in
         if hasattr(acts, "shape"):
             check_array("acts", acts, ndim=2, shape=(None, width), dtypes="f")
             rows = acts.detach() if isinstance(acts, Tensor) else _tensor(acts)
             sample = rows[:: -(-len(rows) // _SAMPLE)].to(self.sae.W_dec)
-            return sample, Batches(rows, batch_size=self.batch_size, seed=self.seed)
+            if beside is None:
+                return sample, Batches(rows, batch_size=self.batch_size, seed=self.seed)
+            check_array("beside", beside, shape=(len(rows), *(None,) * (beside.ndim - 1)))
+            beside = beside if isinstance(beside, Tensor) else torch.as_tensor(np.asarray(beside))
+            return sample, Batches(rows, beside, batch_size=self.batch_size, seed=self.seed)
+        if beside is not None:
+            raise InputError("beside: got one beside a stream of activations, want acts as an array too")
         if not hasattr(acts, "__iter__"):
             raise InputError(f"acts: got {type(acts).__name__}, want an array, a tensor or an iterable of batches")
         stream = _rows(acts, width, self.batch_size)
@@ -191,27 +220,34 @@ def _rows(acts: Any, width: int, size: int) -> Iterator[Tensor]:
 class _State:
     """What moves during training beside the weights: rows since each latent fired, and the steered price.
 
-    ``spread`` is the variance of the rows, summed over features.
+    ``spread`` is the variance of the rows, summed over features; ``rate`` the running share of rows on which each
+    latent fires, over the last hundred batches or so.
     """
 
-    def __init__(self, sae: SparseAutoencoder, lr: float, spread: float = 1.0):
-        self.sae, self.lr, self.spread = sae, lr, spread
+    def __init__(self, sae: SparseAutoencoder, lr: float, steps: int, spread: float = 1.0):
+        self.sae, self.lr, self.steps, self.spread = sae, lr, steps, spread
+        self.taken = 0
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.rate = torch.zeros(sae.d_sae, device=sae.W_dec.device)
         self.log_price = 0.0
         self._target = next((t.target for t in sae.objective if getattr(t, "target", None)), None)
         self._dead_after = next((t.dead_after for t in sae.objective if hasattr(t, "dead_after")), None)
 
-    def loss(self, x: Float[Tensor, "rows d_in"]) -> Tensor:
+    def loss(self, x: Float[Tensor, "rows d_in"], beside: Any = None) -> Tensor:
         """The objective on one batch. The counts are brought up to date first: no live latent counts as dead."""
         sae = self.sae
-        pre = sae.pre(x)
-        z = sae.keep(pre.relu())
+        sae.progress = self.taken / max(self.steps - 1, 1)
+        sae.rate = self.rate
+        z, pre = sae.codes(x, beside)
         with torch.no_grad():
-            on = z > 0
-            self.silent = (self.silent + len(x)).masked_fill(on.any(0), 0)
-            dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on[0])
-            steer = self._steer(float(on.sum()) / len(x)) if self._target is not None else 1.0
-        step = Step(sae, x, pre, z, sae.decode(z), dead, self.spread, steer)
+            on = fired(z, sae.d_sae)
+            self.silent = (self.silent + len(x)).masked_fill(on, 0)
+            self.rate.lerp_(share(z, sae.d_sae), 1 / min(self.taken + 1, 100))
+            dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on)
+            steer = self._steer(active(z)) if self._target is not None else 1.0
+        step = Step(
+            sae, x, pre, z, sae.decode(z), dead, self.spread, steer, sae.progress, self.rate, beside
+        )  # fmt: skip
         return sum(term(step) for term in sae.objective)
 
     def _steer(self, active: float) -> float:
@@ -227,12 +263,15 @@ class _State:
     def step(self) -> None:
         """After the optimiser: back onto the decoder's constraint."""
         self.sae.normalize()
+        self.taken += 1
 
     def state_dict(self) -> Mapping[str, Any]:
         """For a checkpoint."""
-        return {"silent": self.silent, "log_price": self.log_price}
+        return {"silent": self.silent, "rate": self.rate, "taken": self.taken, "log_price": self.log_price}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
         self.silent.copy_(state["silent"])
+        self.rate.copy_(state["rate"])
+        self.taken = state["taken"]
         self.log_price = state["log_price"]
