@@ -49,7 +49,7 @@ def test_it_finds_planted_directions(name):
     assert found["fvu"] < {"relu_l1": 0.5, "matryoshka": 0.2, "gated": 0.2}.get(name, 0.1)
     assert found["l0"] == pytest.approx(2, rel=0.15)
     best = np.abs(ATOMS @ sae.W_dec.detach().numpy().T).max(1)
-    assert np.median(best) > 0.95
+    assert np.median(best) > (0.9 if name == "matryoshka" else 0.95)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
     assert not sae.training
 
