@@ -1,12 +1,6 @@
 """The report in a real browser: drawn, quiet, alone on the network, readable on a phone and in the dark."""
 
-import functools
-import http.server
-import json
-import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,17 +8,12 @@ import pytest
 from ellzero.compare import compare
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
+sys.path.insert(0, str(Path(__file__).parent))
+import pages
+from pages import contrast, keep, luminance, wait_for
 from small_task import Diabetes, Largest
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
-]
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
+pytestmark = pages.NEEDED
 
 
 class Unlucky(Largest):
@@ -47,56 +36,22 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *arguments: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/report.html"
-    server.shutdown()
+    with pages.served(folder) as root:
+        yield f"{root}/report.html"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with pages.chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
-def show(browser, address, *, width=1200, height=900, scheme="light"):
+def show(browser, address, **options):
     """Load the page at a size and in a scheme; wait until it is drawn."""
-    phone = width < 500
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(address)
+    scheme = options.get("scheme", "light")
+    pages.load(browser, address, **options)
     wait_for(browser, "return document.documentElement.dataset.drawn", scheme)
     wait_for(browser, "return document.querySelectorAll('.plot .scatterlayer .trace').length > 8", True)
-
-
-def wait_for(browser, script, wanted):
-    deadline = time.monotonic() + 300
-    while browser.execute_script(script) != wanted:
-        assert time.monotonic() < deadline, f"{script}: never {wanted!r}"
-        time.sleep(0.05)
-
-
-def keep(browser, folder, name):
-    """A screenshot of the whole page, for a person to look at."""
-    import base64
-
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    (folder / name).write_bytes(base64.b64decode(shot["data"]))
-    assert (folder / name).stat().st_size > 20_000
 
 
 def test_the_plots_are_drawn_quietly_and_nothing_is_fetched(browser, address, folder):
@@ -116,12 +71,8 @@ def test_the_plots_are_drawn_quietly_and_nothing_is_fetched(browser, address, fo
         "return [...document.querySelectorAll('#frontier .modebar-btn')].map(b => b.dataset.title)"
     )
     assert len(buttons) == 4, buttons  # none that would send anything anywhere
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    # what the browser asks for its own pages (a new tab's icons) is not ours
-    asked = {request["request"]["url"] for request in sent if request["documentURL"] == address}
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {address}
+    assert pages.complaints(browser) == []
+    assert pages.fetched(browser, address) == {address}
 
 
 def test_names_and_messages_stay_text(browser, address):
@@ -155,17 +106,6 @@ def test_the_page_fits_a_phone(browser, address, folder):
     )
     assert wide == []
     assert browser.execute_script("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
-
-
-def luminance(colour):
-    channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

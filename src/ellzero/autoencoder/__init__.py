@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy(
         "evaluate": "metrics",
     },
     (
+        "browse",
         "frontier",
         "metrics",
         "model",

@@ -54,7 +54,7 @@ class SplicedLoss:
     @property
     def statement(self) -> str:
         """One line that says what was measured."""
-        ablated = "their mean" if self.ablation == "mean" else "zeros"
+        ablated = "the mean" if self.ablation == "mean" else "zeros"
         special = "special tokens included" if self.special_tokens else "special tokens left as they are"
         return (
             f"{self.recovered:.4f} of the cross-entropy recovered against {ablated} in the place of the activations "

@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy(
         "huggingface",
         "initial",
         "layer_report",
+        "lens",
         "mlp",
         "packing",
         "reference",
