@@ -395,6 +395,67 @@ def test_a_weight_that_turns_nan_is_named_with_the_step():
         sparsifier.step()
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_outside_the_mask_is_wiped(optimizer, bad):
+    model, made, sparsifier = set_up(static(0.2), optimizer)
+    advance(model, made, sparsifier, 1)
+    closed = ~sparsifier.masks["one.weight"]
+    with torch.no_grad():
+        model.one.weight[closed] = bad
+    sparsifier.step()
+    check_held(sparsifier, made)
+    model.one.weight.register_hook(lambda gradient: gradient.masked_fill(closed, bad))
+    advance(model, made, sparsifier, 2)
+    check_held(sparsifier, made)
+    assert model.one.weight.isfinite().all()
+
+
+class Wandering(torch.optim.SGD):
+    """An optimiser that moves and remembers entries without a derivative."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(0.1)
+                self.state[p]["momentum_buffer"].add_(0.1)
+
+
+@pytest.mark.parametrize("name", ["rigl", "static"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_zeros_hold_where_others_write(name, optimizer):
+    """Noise on gradients, an optimiser of the user's own, states loaded late, weights written in between."""
+    model, made, sparsifier = set_up(SHORT[name], optimizer)
+    for step in range(1, 9):
+        x, y = batch(step)
+        made.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        for n, weight in sparsifier.weights.items():
+            assert (weight.grad[~sparsifier.masks[n]] == 0).all()
+            weight.grad.add_(0.1)
+        made.step()
+        if step % 3 == 0:
+            model.one.weight.data.add_(1.0)
+        sparsifier.step()
+        check_held(sparsifier, made)
+        if step == 5:
+            model.load_state_dict(Small().state_dict())
+    saved = copy.deepcopy(made.state_dict())
+    for state in saved["state"].values():
+        state["exp_avg" if optimizer == "adamw" else "momentum_buffer"].add_(1.0)
+    made.load_state_dict(saved)
+    advance(model, made, sparsifier, 9)
+    check_held(sparsifier, made)
+    model = Small()
+    made = Wandering(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier(model, SHORT[name], optimizer=made, steps=STEPS)
+    for step in range(1, 9):
+        advance(model, made, sparsifier, step)
+        check_held(sparsifier, made)
+
+
 def test_masks_outside_within_are_refused():
     every = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in prunable(Small())[0].items()}
     within = {"one.weight": torch.ones(16, 16, dtype=torch.bool)}

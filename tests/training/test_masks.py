@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ellzero.errors import InputError
-from ellzero.training.masks import drop_and_grow, largest, reset_state, scale_by_fan_in
+from ellzero.training.masks import bits, drop_and_grow, has_nan, hold, hold_state, largest, scale_by_fan_in
 
 
 def by_sorting(scores, k):
@@ -75,8 +75,46 @@ def test_largest_refuses_nan():
         largest(torch.tensor([1.0, torch.nan, 2.0]), 1)
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_largest_where_most_entries_may_not_be_chosen(kept, dtype):
+    draw = np.random.default_rng(3)
+    scores = torch.from_numpy(draw.integers(0, 40, 400)).to(dtype)
+    scores[torch.from_numpy(draw.random(400) >= kept)] = -torch.inf if dtype.is_floating_point else -7
+    for k in (1, 5, 12, 200, 399):
+        want = by_sorting(scores if dtype == torch.int64 else scores.double(), k)
+        np.testing.assert_array_equal(largest(scores, k).numpy(), want)
+
+
+def test_nan_is_told_from_infinities():
+    inf, nan = torch.inf, torch.nan
+    for values, want in (([1, inf], False), ([inf, -inf, 0], False), ([inf, nan], True), ([nan], True), ([], False)):
+        assert has_nan(torch.tensor(values, dtype=torch.float32)) is want
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.complex64,
+              torch.complex128]
+)  # fmt: skip
+def test_held_entries_are_zero_whatever_was_there_and_others_keep_their_bits(dtype):
+    x = torch.arange(1, 13).reshape(3, 4).to(dtype)
+    if dtype.is_floating_point:
+        x[0] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+    mask = torch.tensor([[True, False, False, False], [True, True, False, False], [False, False, False, True]])
+    for tensor, kept in ((x.clone(), mask), (x.clone().T, mask.T)):
+        before = tensor.clone()
+        hold(tensor, bits(kept, tensor))
+        assert (tensor[~kept] == 0).all()
+        assert torch.equal(tensor[kept].nan_to_num(7) if dtype.is_floating_point else tensor[kept],
+                           before[kept].nan_to_num(7) if dtype.is_floating_point else before[kept])  # fmt: skip
+    other = torch.full((3, 4), torch.nan)  # an optimiser that remembers in another width
+    hold(other, bits(mask, x))
+    assert (other[~mask] == 0).all()
+    assert other[mask].isnan().all()
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "amsgrad", "rmsprop"])
-def test_reset_zeroes_every_state_shaped_like_the_weight_and_nothing_else(kind):
+def test_holding_zeroes_every_state_shaped_like_the_weight_and_nothing_else(kind):
     w, other = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
     optimizer = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -91,7 +129,7 @@ def test_reset_zeroes_every_state_shaped_like_the_weight_and_nothing_else(kind):
     entries = torch.zeros(3, 4, dtype=torch.bool)
     entries[1, 2] = entries[0, 0] = True
     before = {key: value.clone() for key, value in optimizer.state[w].items() if value is not None}
-    reset_state(optimizer, w, entries)
+    hold_state(optimizer, w, bits(~entries, w))
     shaped = [key for key, value in before.items() if value.shape == w.shape]
     assert shaped
     for key, value in before.items():

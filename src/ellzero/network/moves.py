@@ -48,7 +48,7 @@ def within_layers(update: Update) -> dict[str, Tensor]:
     """In each layer by itself: keep the best, drop a share, grow as many."""
     following = {}
     for name, mask in update.masks.items():
-        kept = int(mask.sum())
+        kept = int(mask.count_nonzero())
         k = update.counts[name] if update.grow is not None else min(update.counts[name], kept)
         dropped = int(update.share * min(k, kept))
         if dropped == 0 and k == kept:

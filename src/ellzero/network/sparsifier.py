@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn.utils import parametrize
 
 from ellzero.errors import InputError, check_array, check_integer, suggestion
@@ -24,10 +24,14 @@ from ellzero.network.prunable import owners, prunable, unwrapped, warn_if_tied
 from ellzero.network.recipes import Recipe
 from ellzero.network.report import Cost, Report, Row
 from ellzero.parts.allocations import Global
-from ellzero.training.masks import forget, hold, largest, reset_state, scale_by_fan_in
+from ellzero.training.masks import bits, forget, has_nan, hold, hold_state, largest, scale_by_fan_in
 
 __all__ = ["Report", "Row", "Sparsifier", "prunable"]
 
+_KEEP_ZEROS = {  # each entry by itself, and a zero with a zero derivative has no memory
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad, optim.Adamax,
+    optim.Adadelta,
+}  # fmt: skip
 _ROWS_ARE_UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -91,7 +95,10 @@ class Sparsifier:
         self.step_count, self.round_count, self._spent = 0, 0, 0.0
         self._last = math.ceil(recipe.until * self.steps - 1e-9)
         self._gradients: dict[str, Tensor] = {}
-        self._factors: dict[str, tuple[Tensor, int, Tensor]] = {}
+        self._bits: dict[str, tuple[Tensor, int, Tensor]] = {}
+        self._remembers: dict[str, tuple[Any, Tensor]] = {}
+        self._gradient_versions: dict[str, int] = {}
+        self._weight_versions: dict[str, int] = {}
         self.views: dict[str, Any] = {}
         self.rounds: dict[str, Tensor] = {}
         self._target, self.budgets = recipe.density(0, self.steps), {}
@@ -107,10 +114,14 @@ class Sparsifier:
                 scale_by_fan_in(self.weights[name].data, self.masks[name])
         if recipe.through is not None:
             self._cover(holders)
+        self._exact = not (recipe.dense_momentum or self.views)
         self._apply()
-        self._hooks = [p.register_hook(self._hook(n)) for n, p in self.weights.items() if p.requires_grad]
-        if recipe.penalty is not None or self.views:
-            self._hooks.append(self.optimizer.register_step_pre_hook(lambda *_: self._penalise()))
+        self._hooks = [self.optimizer.register_step_pre_hook(lambda *_: self._before_step())]
+        for name, weight in self.weights.items():
+            if weight.requires_grad and self._reads_gradient:
+                self._hooks.append(weight.register_hook(self._reader(name)))
+            if weight.requires_grad and self._exact:
+                self._hooks.append(weight.register_post_accumulate_grad_hook(self._masker(name)))
 
     # -- the first masks
 
@@ -208,6 +219,16 @@ class Sparsifier:
             if self.weights[name].grad is not None:
                 self.weights[name].grad.add_(term)
 
+    def _before_step(self) -> None:
+        """Penalties, and the masks once more where others wrote since: clipping or noise, a state loaded late."""
+        if self.recipe.penalty is not None or self.views:
+            self._penalise()
+        for name, weight in self.weights.items() if self._exact else ():
+            if weight.grad is not None and weight.grad._version != self._gradient_versions.get(name):
+                self._masker(name)(weight)
+            if weight._version != self._weight_versions.get(name):
+                hold(weight, self._kept(name))
+
     # -- scores and counts
 
     def _score(self, rule: Any, name: str) -> Tensor:
@@ -224,7 +245,7 @@ class Sparsifier:
             state["view"] = self.views[name]
         with torch.no_grad():
             scores = rule(weight, self._gradients.get(name), state)
-        if bool(scores.isnan().any()):
+        if has_nan(scores):
             raise InputError(
                 f"{name}: its {type(rule).__name__} scores are NaN at step {self.step_count}, want numbers"
             )
@@ -247,14 +268,27 @@ class Sparsifier:
         """Whether this step's dense gradient is kept: the only steps that need one."""
         return self._reads_gradient and self.is_update(step)
 
-    def _hook(self, name: str):
-        exact = not (self.recipe.dense_momentum or self.views)
+    def _reader(self, name: str):
+        """A hook that keeps the dense gradient, summed over backward passes, at the steps that read it."""
 
-        def masked(gradient: Tensor) -> Tensor:
+        def read(gradient: Tensor) -> None:
             if self._reads(self.step_count + 1):
                 seen = self._gradients.get(name)
                 self._gradients[name] = gradient.detach().clone() if seen is None else seen + gradient.detach()
-            return gradient * self._factor(name) if exact else gradient
+
+        return read
+
+    def _masker(self, name: str):
+        """A hook that holds a gradient to the mask, so that norms and the optimiser see no more."""
+
+        def masked(weight: Tensor) -> None:
+            if self.counts[name] == weight.numel():
+                return
+            if weight.grad.layout is torch.strided:
+                hold(weight.grad, self._kept(name))
+            else:
+                weight.grad = weight.grad * self.masks[name]
+            self._gradient_versions[name] = weight.grad._version
 
         return masked
 
@@ -303,12 +337,13 @@ class Sparsifier:
         grow = (lambda name: self._score(recipe.grow, name)) if recipe.grow is not None else None
         move = recipe.move or (afresh if self.views else within_layers)
         for name, following in move(self._seen(self.masks, self.budgets, share, keep.__getitem__, grow)).items():
-            changed = following != self.masks[name]
-            self.masks[name], self.counts[name] = following, int(following.sum())
-            if not self.views:
-                self.weights[name].masked_fill_(changed, 0)  # what leaves is zero, what comes starts there
+            stayed = following & self.masks[name]
+            self.masks[name], self.counts[name] = following, int(following.count_nonzero())
+            if not self.views:  # what leaves is zero, what comes starts there
+                kept = bits(stayed, self.weights[name])
+                hold(self.weights[name], kept)
                 if not recipe.dense_momentum:
-                    reset_state(self.optimizer, self.weights[name], changed)
+                    hold_state(self.optimizer, self.weights[name], kept)
         self._follow_views()
         for name, rounds in self.rounds.items():
             rounds += self.masks[name]
@@ -326,14 +361,24 @@ class Sparsifier:
         for name, view in self.views.items():
             view.move(self.masks[name], self.step_count / self.steps)
         for name, weight in self.weights.items() if not self.views else ():
-            hold(weight, self._factor(name), None if self.recipe.dense_momentum else self.optimizer)
+            if self.counts[name] == weight.numel():
+                continue
+            kept = self._kept(name)
+            hold(weight, kept)
+            self._weight_versions[name] = weight._version
+            memory = self.optimizer.state.get(weight)
+            held = self._remembers.get(name, (None, None))
+            stays = type(self.optimizer) in _KEEP_ZEROS and held[0] is memory and held[1] is kept
+            if self._exact and memory is not None and not stays:
+                hold_state(self.optimizer, weight, kept)
+                self._remembers[name] = (memory, kept)
 
-    def _factor(self, name: str) -> Tensor:
-        """The mask as numbers of the weight's type: a product by it takes a tenth of the time of a masked fill."""
-        mask, held = self.masks[name], self._factors.get(name)
-        if held is None or held[0] is not mask or held[1] != mask._version:
-            held = self._factors[name] = (mask, mask._version, mask.to(self.weights[name].dtype))
-        return held[2]
+    def _kept(self, name: str) -> Tensor:
+        """The mask as ``bits``, made anew where it has changed."""
+        mask, known = self.masks[name], self._bits.get(name)
+        if known is None or known[0] is not mask or known[1] != mask._version:
+            known = self._bits[name] = (mask, mask._version, bits(mask, self.weights[name]))
+        return known[2]
 
     # -- what one asks
 
