@@ -50,16 +50,37 @@ def test_random_starts_spread_as_published():
     balanced = Balanced().counts(shapes, 0.05)
     assert balanced["c"] == 1000  # it would pass 1
     assert abs(balanced["a"] - balanced["b"]) <= 1
-    p = Pyramidal().densities(shapes, 0.05)
+    p = Pyramidal().densities(shapes, 0.5)
     assert p["b"] == pytest.approx(p["a"] ** 2)
     assert p["c"] == pytest.approx(p["a"] ** 3)
-    assert sum(p[name] * math.prod(shape) for name, shape in shapes.items()) == pytest.approx(0.05 * 266200)
+    assert sum(p[name] * math.prod(shape) for name, shape in shapes.items()) == pytest.approx(0.5 * 266200)
     plus = ERKPlus().densities(shapes, 0.05)
     assert plus["c"] == 1
     assert plus["a"] / plus["b"] == pytest.approx(
         ERK().densities(shapes, 0.01)["a"] / ERK().densities(shapes, 0.01)["b"]
     )
     assert ERKPlus().densities(shapes, 0.005) == ERK().densities(shapes, 0.005)
+
+
+@given(shapes=SHAPES, density=DENSITY)
+@settings(deadline=None)
+def test_balanced_and_pyramidal_layers_keep_an_entry_per_output_where_the_budget_allows(shapes, density):
+    total, outputs = sum(map(math.prod, shapes.values())), sum(shape[0] for shape in shapes.values())
+    for allocation in (Balanced(), Pyramidal()):
+        counts = allocation.counts(shapes, density)
+        assert sum(counts.values()) == kept_count(total, density)
+        if density * total >= outputs:
+            assert all(counts[name] >= shape[0] for name, shape in shapes.items())
+
+
+def test_what_is_raised_is_one_entry_per_output_and_the_others_follow_the_rule():
+    shapes = {"a": (300, 784), "b": (100, 300), "c": (10, 100)}
+    found = Pyramidal().densities(shapes, 0.05)
+    assert found["b"] * 30_000 == pytest.approx(100)
+    assert found["c"] * 1000 == pytest.approx(10)
+    assert found["a"] * 235_200 == pytest.approx(0.05 * 266_200 - 110)
+    assert Balanced().counts({"wide": (50, 2), "deep": (5, 100)}, 0.1) == {"wide": 50, "deep": 10}
+    assert Pyramidal().counts({"a": (10, 10), "b": (10, 10)}, 0.05) == {"a": 9, "b": 1}  # too few for one each
 
 
 def filled(total, weight, room):

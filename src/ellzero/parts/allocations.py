@@ -8,7 +8,7 @@ Does not live here: which entries of a layer are kept, or when. ``shapes`` maps 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,19 +172,48 @@ class ERKPlus:
         return _rounded(self.densities(shapes, density), _sizes(shapes), density)
 
 
+def _with_an_entry_per_output(solve: Callable[[Shapes, float], dict[str, float]], shapes: Shapes, density: float):
+    """Densities by ``solve(shapes, density)``, raised where a layer would keep fewer entries than it has outputs.
+
+    Those layers are pinned at one entry per output and the rest is solved again. Where the budget is less than that in
+    all layers, nothing is raised.
+    """
+    sizes = _sizes(shapes)
+    least = {name: shape[0] / sizes[name] for name, shape in shapes.items()}
+    budget = density * sum(sizes.values())
+    pinned: dict[str, float] = {}
+    while budget >= sum(shape[0] for shape in shapes.values()):
+        rest = {name: shape for name, shape in shapes.items() if name not in pinned}
+        left = budget - sum(pinned[name] * sizes[name] for name in pinned)
+        if not rest:
+            return pinned
+        share = min(left / sum(sizes[name] for name in rest), 1.0)
+        found = {**solve(rest, share), **pinned}
+        under = [name for name in rest if found[name] < least[name] * (1 - 1e-12)]
+        if not under:
+            return {name: found[name] for name in shapes}
+        pinned.update({name: least[name] for name in under})
+    return solve(shapes, density)
+
+
 @register(kind="allocation", source="arXiv:2210.02412", example=lambda: Balanced())
 @dataclass(frozen=True)
 class Balanced:
     """The same number of kept entries in every layer. Gadhikar et al. (2023).
 
-    Layers that would pass 1 are dense and the rest is solved again.
+    Layers that would pass 1 are dense and the rest is solved again. No layer keeps fewer entries than it has outputs,
+    unless the budget is less than one for each output.
     """
 
     def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
         """The kept fraction of each layer."""
         check("density", density, at_least=0, at_most=1)
-        sizes = _sizes(shapes)
-        return _scaled({name: 1 / size for name, size in sizes.items()}, sizes, density)
+
+        def solve(shapes: Shapes, density: float) -> dict[str, float]:
+            sizes = _sizes(shapes)
+            return _scaled({name: 1 / size for name, size in sizes.items()}, sizes, density)
+
+        return _with_an_entry_per_output(solve, shapes, density)
 
     def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
         """The kept entries of each layer; their sum is exact."""
@@ -196,19 +225,25 @@ class Balanced:
 class Pyramidal:
     """Sparser with depth: layer ``l`` keeps the fraction ``p ** l``, with one ``p`` that meets the budget.
 
-    Gadhikar et al. (2023). Depth is the order of the shapes.
+    Gadhikar et al. (2023). Depth is the order of the shapes. A layer that would keep fewer entries than it has outputs
+    keeps as many, and ``p`` is solved again over the others, unless the budget is less than one for each output.
     """
 
     def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
         """The kept fraction of each layer."""
         check("density", density, at_least=0, at_most=1)
-        sizes = _sizes(shapes)
-        low, high = 0.0, 1.0
-        for _ in range(100):  # the kept share rises with p
-            p = (low + high) / 2
-            kept = sum(p**depth * size for depth, size in enumerate(sizes.values(), 1))
-            low, high = (p, high) if kept < density * sum(sizes.values()) else (low, p)
-        return {name: min(high**depth, 1.0) for depth, name in enumerate(sizes, 1)}
+        depths = {name: depth for depth, name in enumerate(shapes, 1)}
+
+        def solve(shapes: Shapes, density: float) -> dict[str, float]:
+            sizes = _sizes(shapes)
+            low, high = 0.0, 1.0
+            for _ in range(100):  # the kept share rises with p
+                p = (low + high) / 2
+                kept = sum(p ** depths[name] * size for name, size in sizes.items())
+                low, high = (p, high) if kept < density * sum(sizes.values()) else (low, p)
+            return {name: min(high ** depths[name], 1.0) for name in sizes}
+
+        return _with_an_entry_per_output(solve, shapes, density)
 
     def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
         """The kept entries of each layer; their sum is exact."""
