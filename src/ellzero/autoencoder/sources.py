@@ -1,7 +1,8 @@
 """Where activations come from: a file, or a model that reads texts; each row with the document it is from.
 
-Lives here: ``Source``, ``from_file``, ``from_model``, ``stream`` and ``read_rows``. Does not live here: hooks and
-windows (``ellzero.models``), readers of files (``ellzero.io``), the split. What was made last is kept for the process.
+Lives here: ``Source``, ``from_file``, ``from_model``, ``stream``, ``read_rows`` and ``read_documents``. Does not live
+here: hooks and windows (``ellzero.models``), readers of files (``ellzero.io``), the split. What was made last is kept
+for the process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ from ellzero.models.huggingface import load_model
 from ellzero.models.reference import documents, reference_texts
 from ellzero.rng import rng
 
-__all__ = ["FEWEST_DOCUMENTS", "FEWEST_ROWS", "Source", "from_file", "from_model", "read_rows", "stream", "suffix"]
+__all__ = [
+    "FEWEST_DOCUMENTS",
+    "FEWEST_ROWS",
+    "Source",
+    "enough",
+    "from_file",
+    "from_model",
+    "read_documents",
+    "read_rows",
+    "stream",
+    "suffix",
+]
 
 FEWEST_ROWS, FEWEST_DOCUMENTS = 50, 10
 _BLOCKS = 100
@@ -112,7 +124,7 @@ def _file(path: str, rows: int | None, stamp: int | None) -> Source:
 
 @lru_cache(maxsize=2)
 def _streamed(model: str, hook: str, texts: str | None, rows: int, stamp: Any) -> Source:
-    chosen = _enough(_texts(texts), rows)
+    chosen = enough(read_documents(texts), rows)
     found = stream(model, hook, chosen)
     content = hashlib.sha256("\x1f".join(chosen).encode()).hexdigest()[:16]
     digest = f"{fingerprint(found.model.state_dict())[:16]}-{found.name}-{content}"
@@ -128,7 +140,8 @@ def _some(X: np.ndarray, origin: np.ndarray, rows: int | None) -> tuple[np.ndarr
     return X[chosen], origin[chosen]
 
 
-def _texts(path: str | None) -> list[str]:
+def read_documents(path: str | None) -> list[str]:
+    """The documents of a .txt file (its paragraphs, joined), a .jsonl file or a folder; without one those that ship."""
     if path is None:
         return reference_texts()
     found = read_texts(path)
@@ -139,7 +152,7 @@ def _texts(path: str | None) -> list[str]:
     return found
 
 
-def _enough(texts: list[str], rows: int) -> list[str]:
+def enough(texts: list[str], rows: int) -> list[str]:
     """Documents drawn at random until they must hold that many tokens; a token has fewer than 8 characters."""
     order = rng(0, "autoencoder", "documents").permutation(len(texts))
     ends = np.cumsum([len(texts[i]) for i in order])

@@ -7,6 +7,7 @@ Every bad input is one line on stderr and exit code 2; ``--debug`` before the co
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import ellzero
-from ellzero.cli import show
+from ellzero.cli import autoencoder, show
 from ellzero.compare.tasks import TASKS
 from ellzero.errors import InputError, MissingExtraError, check_choice, suggestion
 from ellzero.protocol import Task
@@ -200,6 +201,10 @@ def apply(
     show.output(output, out, as_json)
 
 
+app.add_typer(autoencoder.train, name="train")
+app.command()(autoencoder.browse)
+
+
 @app.command()
 def methods(
     wing: Annotated[str | None, typer.Option(help="Only of this wing.")] = None,
@@ -254,7 +259,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if DEBUG in os.environ:
             raise
-        return _explain(error, arguments)
+        return _explain(error)
 
 
 def _say(text: str, code: int) -> int:
@@ -262,10 +267,10 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _explain(error: Exception, arguments: list[str]) -> int:
+def _explain(error: Exception) -> int:
     """One line for an error: 2 for what the user can mend, 1 for what went wrong inside."""
     if hasattr(error, "format_message"):  # the option parser's own errors
-        return _say(_usage(error, arguments), getattr(error, "exit_code", 2))
+        return _say(_usage(error), getattr(error, "exit_code", 2))
     if isinstance(error, InputError | MissingExtraError):
         return _say(str(error), 2)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
@@ -285,15 +290,17 @@ EXTRAS = {
 }
 
 
-def _usage(error: Any, arguments: list[str]) -> str:
+def _usage(error: Any) -> str:
     """The parser's message; an unknown option or command gets the nearest one that there is."""
     message = error.format_message().rstrip(".")
     unknown, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if unknown and type(error).__name__ == "NoSuchOption":
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
         return f"no such option {unknown}{suggestion(unknown, known)}"
-    commands = [command.callback.__name__ for command in app.registered_commands]
-    if message.startswith("No such command"):
-        word = next((a for a in arguments if not a.startswith("-")), "")
+    commands = list(getattr(getattr(context, "command", None), "commands", {}))
+    if (found := re.match("No such command '([^']*)'", message)) is not None:
+        word = found[1]
         return f"no such command {word!r}{suggestion(word, commands) or '; want one of ' + ', '.join(commands)}"
+    if message == "Missing command":
+        return f"missing command after {context.info_name!r}; want one of {', '.join(commands)}"
     return message[:1].lower() + message[1:]

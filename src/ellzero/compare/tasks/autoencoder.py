@@ -124,9 +124,10 @@ class Autoencoder:
     def _source(self) -> sources.Source:
         if self.dataset is not None:
             return sources.from_file(self.dataset, self.rows)
-        return sources.from_model(*self._model(), self.texts, self.rows or _ROWS)
+        return sources.from_model(*self.site(), self.texts, self.rows or _ROWS)
 
-    def _model(self) -> tuple[str, str]:
+    def site(self) -> tuple[str, str]:
+        """Model and module, by name."""
         return self.model or "reference", self.hook or _HOOK
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,7 +190,7 @@ class Autoencoder:
         code = PCA.load(directory) if (directory / pca.FILE).is_file() else SparseAutoencoder.load(directory)
         if self.dataset is None and (Path(source).is_dir() or sources.suffix(source) in (".txt", ".jsonl")):
             found = read_texts(source)
-            X, origin = sources.stream(*self._model(), found).collect(return_documents=True)
+            X, origin = sources.stream(*self.site(), found).collect(return_documents=True)
         else:
             found, X = None, sources.read_rows(source)
         wanted = code.mean.shape[0] if isinstance(code, PCA) else code.d_in
