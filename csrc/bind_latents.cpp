@@ -95,6 +95,62 @@ void accumulate(nb::handle coefficients_, nb::handle indices_, nb::handle x_, nb
     accumulate_rows(coefficients.data(), indices.data(), x.data(), rows, k, d, m, out.data(), sums.data(), n_threads);
 }
 
+void want_ends(const Array<const std::int64_t, 2> &ends, std::int64_t k) {
+    const std::int64_t rows = ends.shape(0), levels = ends.shape(1);
+    for (std::int64_t b = 0; b < rows; ++b)
+        for (std::int64_t l = 0; l < levels; ++l)
+            want(ends(b, l) >= (l ? ends(b, l - 1) : 0) && ends(b, l) <= k, "ends: want rising numbers from 0 to k");
+}
+
+template <class T>
+void nested(nb::handle values_, nb::handle indices_, nb::handle W_, nb::handle ends_, nb::handle errors_,
+            nb::handle residual_, int n_threads) {
+    auto values = take<const T, 2>(values_, "values");
+    auto indices = take<const std::int64_t, 2>(indices_, "indices");
+    auto W = take<const T, 2>(W_, "W");
+    auto ends = take<const std::int64_t, 2>(ends_, "ends");
+    auto errors = take<T, 2>(errors_, "errors");
+    auto residual = take<T, 2>(residual_, "residual");
+    const std::int64_t rows = values.shape(0), k = values.shape(1), d = W.shape(1), levels = ends.shape(1);
+    want_shape(indices, "indices", rows, k);
+    want_shape(ends, "ends", rows, levels);
+    want_shape(errors, "errors", rows, levels);
+    want_shape(residual, "residual", rows, d);
+    want_latents(indices, W.shape(0));
+    want_ends(ends, k);
+    nb::gil_scoped_release unlocked;
+    nested_errors(values.data(), indices.data(), W.data(), ends.data(), rows, k, d, levels, errors.data(),
+                  residual.data(), n_threads);
+}
+
+template <class T>
+void nested_back(nb::handle values_, nb::handle indices_, nb::handle W_, nb::handle residual_, nb::handle ends_,
+                 nb::handle weights_, nb::handle by_values_, nb::handle by_W_, nb::handle by_target_, int n_threads) {
+    auto values = take<const T, 2>(values_, "values");
+    auto indices = take<const std::int64_t, 2>(indices_, "indices");
+    auto W = take<const T, 2>(W_, "W");
+    auto residual = take<const T, 2>(residual_, "residual");
+    auto ends = take<const std::int64_t, 2>(ends_, "ends");
+    auto weights = take<const T, 2>(weights_, "weights");
+    auto by_values = take<T, 2>(by_values_, "by_values");
+    auto by_W = take<T, 2>(by_W_, "by_W");
+    auto by_target = take<T, 2>(by_target_, "by_target");
+    const std::int64_t rows = values.shape(0), k = values.shape(1), m = W.shape(0), d = W.shape(1);
+    const std::int64_t levels = ends.shape(1);
+    want_shape(indices, "indices", rows, k);
+    want_shape(residual, "residual", rows, d);
+    want_shape(ends, "ends", rows, levels);
+    want_shape(weights, "weights", rows, levels);
+    want_shape(by_values, "by_values", rows, k);
+    want_shape(by_W, "by_W", m, d);
+    want_shape(by_target, "by_target", rows, d);
+    want_latents(indices, m);
+    want_ends(ends, k);
+    nb::gil_scoped_release unlocked;
+    nested_gradient(values.data(), indices.data(), W.data(), residual.data(), ends.data(), weights.data(), rows, k, d,
+                    m, levels, by_values.data(), by_W.data(), by_target.data(), n_threads);
+}
+
 }  // namespace
 
 void bind_latents(nb::module_ &m) {
@@ -129,4 +185,25 @@ void bind_latents(nb::module_ &m) {
         nb::arg("coefficients").none(), nb::arg("indices").none(), nb::arg("x").none(), nb::arg("out").none(),
         nb::arg("sums").none(), nb::arg("n_threads") = 0,
         "out[i] = sum of coefficients[b, j] x[b] over the entries of latent i; sums[i] that of the coefficients.");
+    m.def(
+        "nested_errors",
+        [](nb::handle values, nb::handle indices, nb::handle W, nb::handle ends, nb::handle errors,
+           nb::handle residual, int n_threads) {
+            (holds<double>(W) ? nested<double> : nested<float>)(values, indices, W, ends, errors, residual, n_threads);
+        },
+        nb::arg("values").none(), nb::arg("indices").none(), nb::arg("W").none(), nb::arg("ends").none(),
+        nb::arg("errors").none(), nb::arg("residual").none(), nb::arg("n_threads") = 0,
+        "errors[b, l] = the squared norm of the target, given in residual, less the first ends[b, l] entries.\n\n"
+        "residual holds the target less all entries afterwards.");
+    m.def(
+        "nested_gradient",
+        [](nb::handle values, nb::handle indices, nb::handle W, nb::handle residual, nb::handle ends,
+           nb::handle weights, nb::handle by_values, nb::handle by_W, nb::handle by_target, int n_threads) {
+            (holds<double>(W) ? nested_back<double> : nested_back<float>)(values, indices, W, residual, ends, weights,
+                                                                          by_values, by_W, by_target, n_threads);
+        },
+        nb::arg("values").none(), nb::arg("indices").none(), nb::arg("W").none(), nb::arg("residual").none(),
+        nb::arg("ends").none(), nb::arg("weights").none(), nb::arg("by_values").none(), nb::arg("by_W").none(),
+        nb::arg("by_target").none(), nb::arg("n_threads") = 0,
+        "The derivative of the weighted sum of nested errors; residual is what nested_errors left.");
 }

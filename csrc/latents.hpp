@@ -216,4 +216,106 @@ void accumulate_rows(const T *coefficients, const std::int64_t *indices, const T
     });
 }
 
+// Nested reconstructions: level l of row b is the target less the first ends[b, l] entries of its code (ends rise).
+// errors[b, l] is the squared norm of that residual; `residual` holds the target and then what all entries leave.
+template <class T>
+void nested_errors(const T *values, const std::int64_t *indices, const T *W, const std::int64_t *ends,
+                   std::int64_t rows, std::int64_t k, std::int64_t d, std::int64_t levels, T *errors, T *residual,
+                   int asked) {
+    in_parts(rows, threads_for(rows * (k + levels + 1) * d, asked, 1 << 18), [=](std::int64_t from, std::int64_t to) {
+        RowSum<T> sum;
+        for (std::int64_t b = from; b < to; ++b) {
+            T *r = residual + b * d;
+            const std::int64_t *index = indices + b * k, *end = ends + b * levels;
+            std::int64_t level = 0;
+            for (std::int64_t i = 0;; ++i) {
+                const bool at_end = level < levels && end[level] <= i;
+                if (at_end || i == k) {
+                    sum.run(r, d, i < k ? W + index[i] * d : r);
+                    sum.clear();
+                }
+                if (at_end)
+                    for (const T square = dot(r, r, d); level < levels && end[level] <= i; ++level)
+                        errors[b * levels + level] = square;
+                if (i == k) break;
+                if (values[b * k + i] != 0) sum.add(-values[b * k + i], W + index[i] * d);
+            }
+        }
+    });
+}
+
+// One entry on the way back over `count` columns: returns <w, s>, adds -value s to `gradient` and value w to r.
+template <class T>
+inline T step_back(const T *w, const T *s, T value, T *gradient, T *r, std::int64_t count) {
+    using V = Vec<T>;
+    const V up = V::all(value), down = V::all(-value);
+    V even = V::zero(), odd = V::zero();  // an fma waits four cycles for the one before it
+    auto whole = [&](std::int64_t c, V &total) __attribute__((always_inline)) {
+        const V row = V::load(w + c), given = V::load(s + c);
+        total = fma(row, given, total);
+        fma(down, given, V::load(gradient + c)).store(gradient + c);
+        fma(up, row, V::load(r + c)).store(r + c);
+    };
+    std::int64_t c = 0;
+    for (; c + 2 * V::n <= count; c += 2 * V::n) whole(c, even), whole(c + V::n, odd);
+    if (c + V::n <= count) whole(c, even), c += V::n;
+    if (c < count) {
+        const int left = static_cast<int>(count - c);
+        const V row = V::partial(w + c, left), given = V::partial(s + c, left);
+        odd = fma(row, given, odd);
+        fma(down, given, V::partial(gradient + c, left)).store_partial(gradient + c, left);
+        fma(up, row, V::partial(r + c, left)).store_partial(r + c, left);
+    }
+    return (even + odd).sum();
+}
+
+// The derivative of sum weights[b, l] errors[b, l]. With s the sum of 2 weights r over the levels that hold entry i,
+// that by its row of W is -value s, by its value -<w, s>, and by the target s over all levels. Residuals are taken
+// back entry by entry from the last, so that nothing of size rows x k x d is kept. A slice of columns belongs to one
+// thread, which walks all rows in their order.
+template <class T>
+void nested_gradient(const T *values, const std::int64_t *indices, const T *W, const T *residual,
+                     const std::int64_t *ends, const T *weights, std::int64_t rows, std::int64_t k, std::int64_t d,
+                     std::int64_t m, std::int64_t levels, T *by_values, T *by_W, T *by_target, int asked) {
+    constexpr std::int64_t width = 512 / sizeof(T), ahead = 4;
+    const std::int64_t slices = (d + width - 1) / width;
+    std::vector<T> partial(slices * rows * k);
+    auto run = [&](std::int64_t from, std::int64_t to) {
+        T r[width], s[width];
+        for (std::int64_t slice = from; slice < to; ++slice) {
+            const std::int64_t begin = slice * width, count = std::min(width, d - begin);
+            const T *own = W + begin;
+            T *to_W = by_W + begin, *products = partial.data() + slice * rows * k;
+            for (std::int64_t i = 0; i < m; ++i) std::fill_n(to_W + i * d, count, T(0));
+            for (std::int64_t b = 0; b < rows; ++b) {
+                std::copy_n(residual + b * d + begin, count, r);
+                std::fill_n(s, count, T(0));
+                std::int64_t level = levels;
+                for (std::int64_t i = k;; --i) {
+                    for (; level > 0 && ends[b * levels + level - 1] >= i; --level) {
+                        const T weight = 2 * weights[b * levels + level - 1];
+                        for (std::int64_t c = 0; c < count; ++c) s[c] += weight * r[c];
+                    }
+                    if (i == 0) break;
+                    const std::int64_t p = b * k + i - 1, later = i > ahead ? p - ahead : p + 2 * k - ahead;
+                    if (later >= 0 && later < rows * k)
+                        for (std::int64_t c = 0; c < count; c += 64 / sizeof(T)) {
+                            __builtin_prefetch(own + indices[later] * d + c);
+                            __builtin_prefetch(to_W + indices[later] * d + c, 1);
+                        }
+                    const T *w = own + indices[p] * d;
+                    products[p] = values[p] != 0 ? -step_back(w, s, values[p], to_W + indices[p] * d, r, count)
+                                                 : -dot(w, s, count);
+                }
+                std::copy_n(s, count, by_target + b * d + begin);
+            }
+        }
+    };
+    const int threads = threads_for(rows * k * d, asked, 1 << 18);
+    in_parts(slices, static_cast<int>(std::min<std::int64_t>(threads, slices)), run);
+    std::fill_n(by_values, rows * k, T(0));
+    for (std::int64_t slice = 0; slice < slices; ++slice)
+        for (std::int64_t p = 0; p < rows * k; ++p) by_values[p] += partial[slice * rows * k + p];
+}
+
 }  // namespace ellzero

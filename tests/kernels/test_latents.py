@@ -13,7 +13,13 @@ from ellzero.rng import rng
 torch = pytest.importorskip("torch")
 
 from ellzero.kernels import torch_latents  # noqa: E402
-from ellzero.kernels.torch_latents import decode_rows, encode_batch_top_k, encode_top_k  # noqa: E402
+from ellzero.kernels.torch_latents import (  # noqa: E402
+    by_latent,
+    decode_rows,
+    encode_batch_top_k,
+    encode_top_k,
+    nested_rows,
+)
 
 needs_native = pytest.mark.skipif(not live, reason="no compiled module is live")
 RULES = latents.RULES
@@ -69,8 +75,8 @@ def assert_same_gradients(one, other, inputs, seed=7):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 10**6), rows=st.integers(0, 9), d=st.integers(1, 9), m=st.integers(1, 70), share=st.floats(0, 1),
-    rule=st.sampled_from(RULES), levels=st.sampled_from([None, 1, 3]), centred=st.booleans(), per_row=st.booleans(),
+    seed=st.integers(0, 10**6), rows=st.integers(0, 9), d=st.integers(1, 9), m=st.integers(1, 70),
+    share=st.floats(0, 1), rule=st.sampled_from(RULES), levels=st.sampled_from([None, 1, 3]), centred=st.booleans(), per_row=st.booleans(),
 )  # fmt: skip
 def test_encoding_equals_dense_torch(seed, rows, d, m, share, rule, levels, centred, per_row):
     x, W, bias = problem(seed, rows, d, m, levels)
@@ -134,8 +140,8 @@ def test_nothing_positive_is_an_empty_code(path):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 10**6), rows=st.integers(0, 12), d=st.integers(1, 5), m=st.integers(1, 60), share=st.floats(0, 1),
-    levels=st.sampled_from([None, 1, 3]), uneven=st.booleans(),
+    seed=st.integers(0, 10**6), rows=st.integers(0, 12), d=st.integers(1, 5), m=st.integers(1, 60),
+    share=st.floats(0, 1), levels=st.sampled_from([None, 1, 3]), uneven=st.booleans(),
 )  # fmt: skip
 def test_the_batch_keeps_what_batch_top_k_keeps(seed, rows, d, m, share, levels, uneven):
     x, W, bias = problem(seed, rows, d, m, levels)
@@ -160,8 +166,8 @@ def test_the_batch_keeps_what_batch_top_k_keeps(seed, rows, d, m, share, levels,
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 10**6), rows=st.integers(0, 9), k=st.integers(0, 11), d=st.integers(0, 70), m=st.integers(1, 30),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10**6), rows=st.integers(0, 9), k=st.integers(0, 11), d=st.integers(0, 70),
+    m=st.integers(1, 30), dtype=st.sampled_from([torch.float32, torch.float64]),
 )  # fmt: skip
 def test_decoding_equals_dense_torch(seed, rows, k, d, m, dtype):
     values, W = draw(seed, rows, k, levels=3), draw(seed + 1, m, d, levels=3)
@@ -187,6 +193,73 @@ def test_absent_entries_are_not_read(path):
     assert decode_rows(values, indices, W).tolist() == [[2.0] * 4]
 
 
+# -- nested reconstructions
+
+
+def plain_nested(values, indices, W, target, ends):
+    """Every level decoded by itself."""
+    held = torch.arange(values.shape[1]) < ends[..., None]  # [rows, levels, k]
+    hat = (values[:, None, :, None] * W[indices][:, None] * held[..., None]).sum(2)
+    return (target[:, None] - hat).square().sum(2)
+
+
+def nested_problem(seed, rows, k, d, m, levels, per_row):
+    g = rng(seed, "nested")
+    values, W, target = draw(seed, rows, k), draw(seed + 1, m, d), draw(seed + 2, rows, d)
+    with torch.no_grad():
+        values[torch.from_numpy(g.random((rows, k)) < 0.2)] = 0
+    indices = torch.from_numpy(g.integers(0, m, (rows, k)))
+    ends = torch.from_numpy(np.sort(g.integers(0, k + 1, (rows, levels) if per_row else levels), axis=-1))
+    return [t.requires_grad_() for t in (values, W, target)], indices, ends
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6), rows=st.integers(0, 6), k=st.integers(0, 9), d=st.sampled_from([0, 1, 5, 63, 64, 150]),
+    m=st.integers(1, 12), levels=st.integers(0, 12), per_row=st.booleans(),
+)  # fmt: skip
+def test_nested_errors_equal_levels_decoded_one_by_one(seed, rows, k, d, m, levels, per_row):
+    (values, W, target), indices, ends = nested_problem(seed, rows, k, d, m, levels, per_row)
+    found = nested_rows(values, indices, W, target, ends)
+    wanted = plain_nested(values, indices, W, target, ends.expand(rows, -1))
+    torch.testing.assert_close(found.errors, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.residual, target - spread(values, indices, m) @ W, rtol=1e-10, atol=1e-10)
+    assert not found.residual.requires_grad
+    assert_same_gradients(found.errors, wanted, [values, W, target])
+
+
+def test_gradcheck_of_nested_errors(path):
+    (values, W, target), indices, ends = nested_problem(0, 3, 5, 4, 6, 4, True)
+    code = lambda *parts: nested_rows(parts[0], indices, *parts[1:], ends).errors  # noqa: E731
+    assert torch.autograd.gradcheck(code, (values, W, target))
+
+
+def test_every_rank_of_float32_codes_is_near_float64():
+    x, W, bias = (t.detach() for t in problem(0, 64, 200, 500))
+    W = torch.nn.functional.normalize(W, dim=1)
+    ends = torch.arange(1, 33)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        values, indices = encode_top_k(x, W, bias, 32)
+        parts = [t.to(dtype).requires_grad_() for t in (values, W, x)]
+        errors = nested_rows(parts[0], indices, *parts[1:], ends).errors
+        results.append([errors, *torch.autograd.grad(errors.mean(), parts)])
+    for single, double in zip(*results):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-6)
+
+
+def test_prefixes_of_latents_are_levels():
+    x, W, bias = problem(6, 9, 5, 40)
+    values, indices = encode_top_k(x, W, bias, 6)
+    prefixes = torch.tensor([4, 13, 40])
+    ordered = by_latent(values, indices, prefixes)
+    errors = nested_rows(*ordered[:2], W, x, ordered[2]).errors
+    code = spread(values, indices, 40)
+    wanted = torch.stack([(x - code[:, :p] @ W[:p]).square().sum(1) for p in prefixes.tolist()], 1)
+    torch.testing.assert_close(errors, wanted, rtol=1e-10, atol=1e-10)
+    assert_same_gradients(errors, wanted, [x, W, bias])
+
+
 # -- threads, layouts, bad input
 
 
@@ -194,8 +267,8 @@ def test_absent_entries_are_not_read(path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_threads_change_nothing(dtype):
     g = rng(0, "threads")
-    pre, bias, W = (g.standard_normal(s).astype(dtype) for s in ((300, 4000), 4000, (4000, 100)))
-    x = g.standard_normal((300, 100)).astype(dtype)
+    pre, bias, W = (g.standard_normal(s).astype(dtype) for s in ((300, 4000), 4000, (4000, 300)))
+    x = g.standard_normal((300, 300)).astype(dtype)
 
     def everything(n_threads):
         code = latents.select_rows(pre, 33, "absolute", bias=bias, n_threads=n_threads)
@@ -203,7 +276,13 @@ def test_threads_change_nothing(dtype):
             *code, latents.decode_rows(*code, W, n_threads=n_threads),
             latents.rows_dot(code.indices, W, x, n_threads=n_threads),
             *latents.accumulate_rows(*code, x, 4000, n_threads=n_threads),
+            *nested(code, n_threads),
         )  # fmt: skip
+
+    def nested(code, n_threads):
+        ends = np.tile(np.arange(0, 34, 3), (300, 1))
+        errors, residual = latents.nested_errors(*code, W, x, ends, n_threads=n_threads)
+        return errors, *latents.nested_gradient(*code, W, residual, ends, errors, n_threads=n_threads)
 
     one = everything(1)
     for n_threads in (2, 3, 8):
@@ -236,6 +315,11 @@ def test_opcheck():
     )
     values, indices = draw(5, 6, 3).requires_grad_(), torch.from_numpy(rng(0, "i").integers(0, 24, (6, 3)))
     torch.library.opcheck(ops.decode_rows.default, (values, indices, W))
+    torch.library.opcheck(ops.nested_rows.default, (values, indices, W, x, torch.tensor([[1, 3]] * 6)))
+
+
+def nested(x, W, b, ends):
+    return nested_rows(torch.ones(5, 4, dtype=W.dtype), torch.zeros(5, 4, dtype=torch.int64), W, x, ends)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +335,10 @@ def test_opcheck():
         (lambda x, W, b: encode_batch_top_k(x, W, b, 3, center=b), "center: got torch.float64 (30,)"),
         (lambda x, W, b: decode_rows(x, torch.full((5, 4), 30), W), "indices: got 30 to 30"),
         (lambda x, W, b: decode_rows(x, torch.zeros(5, 4), W), "indices: got torch.float32"),
+        (lambda x, W, b: nested(x, W, b, torch.tensor([2, 1])), "ends: got 1 to 2, want numbers that rise"),
+        (lambda x, W, b: nested(x, W, b, torch.tensor([5])), "ends: got 5 to 5, want numbers that rise within 0 to 4"),
+        (lambda x, W, b: nested(x, W, b, torch.tensor([1.0])), "ends: got torch.float32"),
+        (lambda x, W, b: nested(x[:3], W, b, torch.tensor([1])), "target: got torch.float64 (3, 4)"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):
@@ -273,7 +361,8 @@ def test_bad_input_is_refused_by_name(call, message):
 )
 def test_the_binding_refuses_by_name(name, array, error):
     arguments = {
-        "values": np.zeros((2, 3)), "indices": np.zeros((2, 3), np.int64), "W": np.zeros((6, 4)), "out": np.zeros((2, 4)),
+        "values": np.zeros((2, 3)), "indices": np.zeros((2, 3), np.int64), "W": np.zeros((6, 4)),
+        "out": np.zeros((2, 4)),
     }  # fmt: skip
     with pytest.raises((TypeError, ValueError), match=f"^{name}: ") as caught:
         native.decode_rows(*(arguments | {name: array}).values())

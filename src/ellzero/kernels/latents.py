@@ -16,7 +16,9 @@ from ellzero.errors import InputError, check_array, check_choice, check_integer
 from ellzero.kernels import reference
 from ellzero.kernels._dispatch import CHOICE
 
-__all__ = ["RULES", "Code", "accumulate_rows", "decode_rows", "rows_dot", "select_rows"]
+__all__ = [
+    "RULES", "Code", "accumulate_rows", "decode_rows", "nested_errors", "nested_gradient", "rows_dot", "select_rows",
+]  # fmt: skip
 
 RULES = ("relu", "signed", "absolute")
 """What a selection ranks and keeps: the largest, rectified; the largest, as they are; the largest in size, signed."""
@@ -115,6 +117,62 @@ def accumulate_rows(
     return out, sums
 
 
+def nested_errors(
+    values: np.ndarray, indices: np.ndarray, W: np.ndarray, target: np.ndarray, ends: np.ndarray, *,
+    n_threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """``errors[b, l] = ||target[b] - sum_{j < ends[b, l]} values[b, j] W[indices[b, j]]||^2``, and what all leave.
+
+    One decoding and a running residual, whatever the number of levels.
+
+    Parameters
+    ----------
+    target : ``[B, d]``.
+    ends : int64 ``[B, L]``: how many entries each level holds; they rise along a row.
+
+    Raises
+    ------
+    InputError : wrong kinds or shapes, an index that is no row of ``W``, or ends that do not rise from 0 to k.
+    """
+    W = _floating("W", W)
+    values, indices = _code("values", values, indices, W, len(W))
+    target = _like("target", target, W, (len(values), W.shape[1]))
+    ends = _ends(ends, *values.shape)
+    if CHOICE.module is None:
+        return _nested_errors(values, indices, W, target, ends)
+    errors, residual = np.empty(ends.shape, W.dtype), target.copy()
+    CHOICE.module.nested_errors(values, indices, W, ends, errors, residual, _threads(n_threads))
+    return errors, residual
+
+
+def nested_gradient(
+    values: np.ndarray, indices: np.ndarray, W: np.ndarray, residual: np.ndarray, ends: np.ndarray,
+    weights: np.ndarray, *, n_threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The derivative of ``sum weights[b, l] errors[b, l]`` by values, ``W`` and target.
+
+    With ``s_i`` the sum of ``2 weights r`` over the levels that hold entry i (a sum over suffixes), that by its row of
+    ``W`` is ``-value s_i`` and by its value ``-<W[index], s_i>``. ``residual`` is what ``nested_errors`` returned:
+    residuals are taken back from it entry by entry, so nothing of ``B k d`` numbers is kept.
+
+    Raises
+    ------
+    InputError : as for ``nested_errors``.
+    """
+    W = _floating("W", W)
+    values, indices = _code("values", values, indices, W, len(W))
+    residual = _like("residual", residual, W, (len(values), W.shape[1]))
+    ends = _ends(ends, *values.shape)
+    weights = _like("weights", weights, W, ends.shape)
+    if CHOICE.module is None:
+        return _nested_gradient(values, indices, W, residual, ends, weights)
+    by_values, by_W, by_target = (np.empty(shape, W.dtype) for shape in (values.shape, W.shape, residual.shape))
+    CHOICE.module.nested_gradient(
+        values, indices, W, residual, ends, weights, by_values, by_W, by_target, _threads(n_threads)
+    )
+    return by_values, by_W, by_target
+
+
 # -- plain references
 
 
@@ -149,6 +207,28 @@ def _accumulate(coefficients, indices, x, m) -> tuple[np.ndarray, np.ndarray]:
     np.add.at(out, indices[b, j], coefficients[b, j, None] * x[b])
     np.add.at(sums, indices[b, j], coefficients[b, j])
     return out, sums
+
+
+def _nested_errors(values, indices, W, target, ends) -> tuple[np.ndarray, np.ndarray]:
+    residual, errors = target.copy(), np.empty(ends.shape, W.dtype)
+    for i in range(values.shape[1] + 1):
+        errors = np.where(ends == i, (residual * residual).sum(1)[:, None], errors)
+        if i < values.shape[1]:
+            residual -= _decode(values[:, i, None], indices[:, i, None], W)
+    return errors, residual
+
+
+def _nested_gradient(values, indices, W, residual, ends, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    by_values, by_W, suffix = np.empty_like(values), np.zeros_like(W), np.zeros_like(residual)
+    residual = residual.copy()
+    for i in range(values.shape[1], -1, -1):
+        suffix += 2 * (weights * (ends == i)).sum(1)[:, None] * residual
+        if i:
+            at, value = indices[:, i - 1, None], values[:, i - 1, None]
+            by_values[:, i - 1, None] = -_rows_dot(at, W, suffix)
+            by_W -= _accumulate(value, at, suffix, len(W))[0]
+            residual += _decode(value, at, W)
+    return by_values, by_W, suffix
 
 
 # -- checks
@@ -193,3 +273,12 @@ def _counts(given: Any, rows: int, k: int) -> np.ndarray:
     if counts.size and not (counts.min() >= 0 and counts.max() <= k):
         raise InputError(f"counts: got {counts.min()} to {counts.max()}, want 0 to {k}")
     return np.ascontiguousarray(counts)
+
+
+def _ends(given: Any, rows: int, k: int) -> np.ndarray:
+    ends = np.asarray(given)
+    if ends.dtype != np.int64 or ends.ndim != 2 or len(ends) != rows:
+        raise InputError(f"ends: got {ends.dtype} {ends.shape}, want int64 [{rows}, levels]")
+    if ends.size and not (ends.min() >= 0 and ends.max() <= k and (np.diff(ends, axis=1) >= 0).all()):
+        raise InputError(f"ends: got {ends.min()} to {ends.max()}, want numbers that rise within 0 to {k}")
+    return np.ascontiguousarray(ends)

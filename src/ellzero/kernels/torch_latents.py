@@ -1,6 +1,6 @@
 """Sparse encoders and decoders as torch custom ops, with derivatives that flow through the entries in use alone.
 
-Lives here: ``encode_top_k``, ``encode_batch_top_k`` and ``decode_rows`` on tensors. float32 and float64 on the CPU go
+Lives here: ``encode_top_k``, ``encode_batch_top_k``, ``decode_rows`` and ``nested_rows`` on tensors. float32 and float64 on the CPU go
 to the compiled kernels; other devices and dtypes take plain torch with the same answers. Does not live here: loss
 terms and training (``autoencoder``), the face on arrays (``latents``).
 The encoder is ``W [m, d]``, one row per latent (an encoder stored as ``[d, m]`` in column order has it as ``W_enc.T``).
@@ -19,10 +19,12 @@ from torch import Tensor
 from ellzero.errors import InputError, check_choice, check_integer
 from ellzero.kernels import latents, torch_ops
 
-__all__ = ["BatchCode", "Code", "decode_rows", "encode_batch_top_k", "encode_top_k"]
+__all__ = [
+    "BatchCode", "Code", "Nested", "by_latent", "decode_rows", "encode_batch_top_k", "encode_top_k", "nested_rows",
+]  # fmt: skip
 
-# A block of pre-activations: small enough to be read again from a shared cache, with enough rows for a good product.
-_BLOCK_BYTES, _BLOCK_ROWS = 24 * 2**20, (256, 1024)
+# A block of pre-activations: rows enough for a good product (it packs W anew each time), yet a small part of the batch.
+_BLOCK_BYTES, _BLOCK_ROWS = 48 * 2**20, (512, 1024)
 
 
 class Code(NamedTuple):
@@ -116,6 +118,52 @@ def decode_rows(
     """
     _check_code(values, indices, W)
     return _decode(values, indices, W)
+
+
+class Nested(NamedTuple):
+    """Squared errors by row and level, and what all entries leave of the target (without a derivative)."""
+
+    errors: Float[Tensor, "rows levels"]
+    residual: Float[Tensor, "rows d"]
+
+
+def nested_rows(
+    values: Float[Tensor, "rows k"],
+    indices: Int64[Tensor, "rows k"],
+    W: Float[Tensor, "m d"],
+    target: Float[Tensor, "rows d"],
+    ends: Int64[Tensor, " levels"] | Int64[Tensor, "rows levels"],
+) -> Nested:
+    """``errors[b, l] = ||target[b] - sum_{j < ends[b, l]} values[b, j] W[indices[b, j]]||^2``.
+
+    With values in descending order and ``ends = 1 .. k`` these are the errors of HierarchicalTopK; with a code sorted
+    by latent (``by_latent``) those of Matryoshka prefixes. The cost is that of one decoding and a running residual,
+    whatever the number of levels; the derivative sums residuals over suffixes (see ``latents.nested_gradient``) and
+    flows to values, ``W`` and target.
+
+    Parameters
+    ----------
+    ends : how many entries each level holds, rising; one list for all rows, or one per row.
+
+    Raises
+    ------
+    InputError : shapes or dtypes that do not fit, an index that is no row of ``W``, ends that do not rise from 0 to k.
+    """
+    _check_code(values, indices, W)
+    if target.shape != (values.shape[0], W.shape[1]) or target.dtype != W.dtype:
+        raise InputError(f"target: got {target.dtype} {tuple(target.shape)}, want {W.dtype} [rows, {W.shape[1]}]")
+    if ends.dtype != torch.int64 or ends.ndim not in (1, 2):
+        raise InputError(f"ends: got {ends.dtype} with {ends.ndim} axes, want int64 [levels] or [rows, levels]")
+    return Nested(*_nested(values, indices, W, target, ends.expand(values.shape[0], -1)))
+
+
+def by_latent(
+    values: Float[Tensor, "rows k"], indices: Int64[Tensor, "rows k"], prefixes: Int64[Tensor, " levels"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The code sorted by latent, and the ``ends`` at which latents below each of the rising ``prefixes`` stop."""
+    indices, order = indices.sort(dim=1, stable=True)
+    ends = torch.searchsorted(indices, prefixes.expand(len(indices), -1).contiguous())
+    return values.gather(1, order), indices, ends
 
 
 # -- the custom ops
@@ -254,6 +302,68 @@ def _accumulate(coefficients: Tensor, indices: Tensor, x: Tensor, m: int) -> tup
 @_accumulate.register_fake
 def _(coefficients, indices, x, m):
     return x.new_empty(m, x.shape[1]), x.new_empty(m)
+
+
+@torch.library.custom_op("ellzero::nested_rows", mutates_args=())
+def _nested(values: Tensor, indices: Tensor, W: Tensor, target: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    values, W, target = values.detach(), W.detach(), target.detach()
+    if _native(W):
+        found = latents.nested_errors(
+            *(_array(t) for t in (values, indices, W, target, ends)), n_threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    residual, errors = target.clone(), W.new_empty(ends.shape)
+    for i in range(values.shape[1] + 1):
+        errors = torch.where(ends == i, residual.square().sum(1, keepdim=True), errors)
+        if i < values.shape[1]:
+            residual -= _decode(values[:, i, None], indices[:, i, None], W)
+    return errors, residual
+
+
+@_nested.register_fake
+def _(values, indices, W, target, ends):
+    return W.new_empty(ends.shape), torch.empty_like(target, memory_format=torch.contiguous_format)
+
+
+def _setup_nested(ctx, inputs, output) -> None:
+    values, indices, W, _, ends = inputs
+    ctx.save_for_backward(values, indices, W, output[1], ends)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward_nested(ctx, grad: Tensor, _):
+    by_values, by_W, by_target = _nested_gradient(*ctx.saved_tensors, grad)
+    return by_values, None, by_W, by_target, None
+
+
+_nested.register_autograd(_backward_nested, setup_context=_setup_nested)
+
+
+@torch.library.custom_op("ellzero::nested_gradient", mutates_args=())
+def _nested_gradient(
+    values: Tensor, indices: Tensor, W: Tensor, residual: Tensor, ends: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    values, W, residual, weights = values.detach(), W.detach(), residual.detach(), weights.detach()
+    if _native(W):
+        found = latents.nested_gradient(
+            *(_array(t) for t in (values, indices, W, residual, ends, weights)), n_threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
+    by_values, by_W, suffix = torch.empty_like(values), torch.zeros_like(W), torch.zeros_like(residual)
+    residual = residual.clone()
+    for i in range(values.shape[1], -1, -1):
+        suffix += 2 * (weights * (ends == i)).sum(1, keepdim=True) * residual
+        if i:
+            at, value = indices[:, i - 1, None], values[:, i - 1, None]
+            by_values[:, i - 1, None] = -_dot(at, W, suffix)
+            by_W -= _accumulate(value, at, suffix, W.shape[0])[0]
+            residual += _decode(value, at, W)
+    return by_values, by_W, suffix
+
+
+@_nested_gradient.register_fake
+def _(values, indices, W, residual, ends, weights):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (values, W, residual))
 
 
 # -- selection by blocks of rows
