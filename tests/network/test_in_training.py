@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from ellzero.errors import InputError
 from ellzero.network.dynamic import sparse_momentum, srigl
 from ellzero.network.learned import pst
 from ellzero.network.patterns import sr_ste
@@ -197,6 +198,18 @@ def test_two_ranks_keep_the_same_masks_as_one_process_with_both_halves(tmp_path)
             assert torch.equal(mask, one[f"{name}:{key}"]), (name, key)
         for key, value in model.state_dict().items():
             torch.testing.assert_close(value, one[f"{name}={key}"], msg=f"{name} {key}", rtol=1e-3, atol=1e-5)
+
+
+def test_a_view_after_the_parallel_wrapper_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Net())
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        with pytest.raises(InputError, match="wrapper around it afterwards"):
+            Sparsifier(model, RECIPES["pst"], optimizer=optimizer, steps=STEPS)
+        Sparsifier(model, RECIPES["rigl"], optimizer=optimizer, steps=STEPS).remove()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 KILLED = HERE + textwrap.dedent(

@@ -39,7 +39,8 @@ class Sparsifier:
     """Keep a recipe's share of a model's weights: ``step()`` after each ``optimizer.step()``.
 
     Works in a plain loop, with mixed precision and gradient accumulation, under ``torch.compile`` and distributed data
-    parallel (gradients that masks are chosen by are averaged over ranks, so masks agree).
+    parallel (gradients that masks are chosen by are averaged over ranks, so masks agree). A recipe with ``through``
+    comes before the data-parallel wrapper, which looks at the parameters once: first this, then the wrapper.
 
     Parameters
     ----------
@@ -79,7 +80,14 @@ class Sparsifier:
             raise InputError(f"recipe: got {type(recipe).__name__}, want a Recipe such as rigl(density=0.1)")
         self.recipe, self.optimizer = recipe, getattr(optimizer, "optimizer", optimizer)
         self.steps = check_integer("steps", steps, at_least=1)
-        model = unwrapped(model) if isinstance(model, nn.Module) else model
+        if isinstance(model, nn.Module):
+            parallel = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+            if recipe.through is not None and parallel:
+                raise InputError(
+                    "model: got DistributedDataParallel with a recipe whose views join the parameters; want the "
+                    "Sparsifier on the module first and the wrapper around it afterwards"
+                )
+            model = unwrapped(model)
         self.weights, self.excluded = prunable(model, include, exclude)
         owned = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self.weights.items():
