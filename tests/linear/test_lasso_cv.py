@@ -111,3 +111,23 @@ def test_bad_weights_are_refused_by_name(planted):
         LassoCV().fit(planted.X, planted.y, sample_weight=np.ones(3))
     with pytest.raises(InputError, match="zeros in a part of fold 0"):
         LassoCV(cv=KFold(2)).fit(planted.X, planted.y, sample_weight=np.r_[np.zeros(60), np.ones(60)])
+
+
+@pytest.mark.parametrize("estimator", [LassoCV, ElasticNetCV])
+def test_folds_solved_together_are_those_of_one_by_one_fits(planted, estimator):
+    """Weights of 1 take the other road; every fit is certified on both."""
+    settings = {"n_alphas": 15, "eps": 0.01, "cv": FOLDS, "tol": 1e-9}
+    together = estimator(**settings).fit(planted.X, planted.y)
+    alone = estimator(**settings, weights=np.ones(40)).fit(planted.X, planted.y)
+    assert together.gaps_.shape == alone.gaps_.shape
+    assert max(together.gaps_.max(), alone.gaps_.max(), together.dual_gap_) <= 1e-9
+    np.testing.assert_allclose(together.mse_path_, alone.mse_path_, rtol=1e-3)
+    assert together.alpha_ == alone.alpha_
+
+    def objective(fit):
+        residual = planted.y - planted.X @ fit.coef_ - fit.intercept_
+        ratio = getattr(fit, "l1_ratio", 1.0)
+        price = ratio * abs(fit.coef_).sum() + (1 - ratio) / 2 * (fit.coef_**2).sum()
+        return residual @ residual / (2 * len(residual)) + fit.alpha_ * price
+
+    assert objective(together) == pytest.approx(objective(alone), rel=1e-7)

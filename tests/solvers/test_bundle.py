@@ -12,6 +12,7 @@ from ellzero.parts.datafits import Logistic
 from ellzero.parts.penalties import ElasticNet
 from ellzero.solvers import coordinate_descent, prox_newton
 from ellzero.solvers.bundle import Bundle
+from ellzero.solvers.bundle_path import alpha_grid, iterate
 
 LOSSES = ("quadratic", "logistic")
 
@@ -196,3 +197,22 @@ def test_one_product_serves_all_problems(monkeypatch):
     monkeypatch.setattr(bundle.operator, "rmatmat", lambda u: seen.append(u.shape) or X.T @ u)
     assert bundle.gradients(np.ones((20, 60))).shape == (20, 90)
     assert seen == [(60, 20)]
+
+
+@pytest.mark.parametrize("loss", ["quadratic", "logistic"])
+def test_small_alphas_need_not_begin_where_problems_are_empty(loss):
+    """They are led up to: the fits are those of the whole path, and few columns come along."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((60, 400))
+    z = X[:, :4].sum(1) + 0.3 * generator.standard_normal(60)
+    y = z if loss == "quadratic" else (z > 0) * 1.0
+    weights = np.column_stack([np.arange(60) % 3 != k for k in range(3)]).astype(float)
+    bundle = Bundle(X, y, weights, loss=loss)
+    top = alpha_grid(bundle, n_alphas=1)[0]
+    options = {"tol": 1e-8, "max_iter": 100}
+    (_, fits), *_ = iterate(bundle, np.array([0.1 * top]), **options)
+    assert (fits.gap <= 1e-8).all()
+    assert len(bundle.pool.ids) < 200
+    other = Bundle(X, y, weights, loss=loss)
+    *_, (_, last) = iterate(other, np.geomspace(top, 0.1 * top, 30), **options)
+    np.testing.assert_allclose(bundle.coefficients(fits), other.coefficients(last), atol=1e-3)

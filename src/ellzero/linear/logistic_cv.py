@@ -15,11 +15,11 @@ from sklearn.model_selection import check_cv
 from ellzero.errors import InputError, check_choice
 from ellzero.linear.generalized import checked_weights
 from ellzero.linear.lasso import warn_unless_converged
-from ellzero.linear.lasso_cv import over_folds
+from ellzero.linear.lasso_cv import held_shares, over_folds, walk_together
 from ellzero.linear.logistic import LogisticModel
 from ellzero.registry import register
-from ellzero.solvers import bundle_path, prox_newton
-from ellzero.solvers.bundle import Bundle
+from ellzero.solvers import prox_newton
+from ellzero.solvers.bundle_losses import LogisticRows
 from ellzero.solvers.coordinate_descent import grid
 
 __all__ = ["SparseLogisticRegressionCV"]
@@ -132,23 +132,12 @@ class SparseLogisticRegressionCV(LogisticModel):
 
     def _together(self, X, y, mass, folds) -> tuple[list[tuple], list[prox_newton.Solution]]:
         """What ``_fold`` finds, of all folds at once, and the fits to all rows."""
-        train, held = np.zeros((len(y), len(folds))), np.zeros((len(y), len(folds)))
-        for number, (rows, out) in enumerate(folds):
-            train[rows, number], held[out, number] = mass[rows], mass[out]
-        bundle = Bundle(X, y, np.column_stack([train, mass]), loss="logistic", fit_intercept=self.fit_intercept)
-        settings = {"l1_ratio": self.l1_ratio, "tol": self.tol, "max_iter": self.max_iter}
-        shares, count = np.ascontiguousarray((held / held.sum(0)).T), len(folds)
-        losses, errors, gaps, fits = [], [], [], []
-        for _, found in bundle_path.iterate(bundle, self.alphas_, **settings):
-            z = bundle.decision(found.rows(slice(0, count)))
-            losses.append(bundle.loss.evaluate(bundle.y[:count], shares, z)[0])
-            errors.append((shares * ((z > 0) != (y > 0))).sum(1))
-            gaps.append(found.gap[:count])
-            last = found.rows(slice(count, None))
-            coef, gap = bundle.coefficients(last)[:, 0], float(last.gap[0])
-            intercept, steps = float(bundle.intercepts(last)[0]), int(last.n_iter[0])
-            fits.append(prox_newton.Solution(coef, intercept, gap, steps, gap <= self.tol))
-        return list(zip(*(np.stack(part).T for part in (losses, errors, gaps)))), fits
+        settings = {"l1_ratio": self.l1_ratio, "loss": "logistic", **self._settings()}
+        z, gaps, fits = zip(*walk_together(X, y, mass, folds, self.alphas_, **settings))
+        held, rows = held_shares(mass, folds), LogisticRows()
+        losses = np.stack([rows.evaluate(y, held, each)[0] for each in z], axis=1)
+        errors = np.stack([(held * ((each > 0) != (y > 0))).sum(1) for each in z], axis=1)
+        return list(zip(losses, errors, np.stack(gaps, axis=1))), list(fits)
 
     def _fold(self, X, y, weight, train, held) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-loss and share of errors on held-out rows, and the gap of the fit, for each alpha."""

@@ -6,7 +6,6 @@ cross-validation (``bundles``), selection with a bound on errors (``stability``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +14,12 @@ from ellzero.errors import InputError, check_choice, check_integer
 from ellzero.linear.bundles import fit_options, held_out_losses, targets_and_weights, training_and_held_out
 from ellzero.registry import register
 from ellzero.rng import rng
-from ellzero.solvers.bundle import Bundle, Fits
+from ellzero.solvers.bundle import Bundle
 from ellzero.solvers.bundle_path import alpha_grid, iterate
 
 __all__ = ["BootstrapPath", "PermutationTest", "bootstrap_path", "common_grid", "permutation_test"]
 
 _CHUNK = 128  # problems at once
-_STEP = 0.2  # of log alpha, on the way to the first alpha asked for
 
 
 class BootstrapPath(NamedTuple):
@@ -97,7 +95,7 @@ def bootstrap_path(
     gap = 0.0
     for start in range(0, n_bootstraps, _CHUNK):
         bundle = Bundle(X, y, counts[:, start : start + _CHUNK], **common)
-        for place, fits in _walk(bundle, alphas, **options):
+        for place, fits in iterate(bundle, alphas, **options):
             ids = bundle.pool.ids[: fits.w.shape[1]]
             chosen[ids, place] += (fits.w != 0).sum(0)
             total[ids, place] += fits.w.sum(0)
@@ -205,7 +203,7 @@ def _statistics(
         block = draws[:, start : start + step]
         size = block.shape[1]
         bundle = Bundle(X, np.repeat(block, folds, axis=1), np.tile(train, size), **common)
-        for place, fits in _walk(bundle, alphas, **options):
+        for place, fits in iterate(bundle, alphas, **options):
             if statistic == "score":
                 losses = held_out_losses(bundle, fits, np.tile(shares, (size, 1)))
                 each = losses.reshape(size, folds) @ (held.sum(0) / held.sum())
@@ -214,16 +212,6 @@ def _statistics(
             values[place, start : start + size] = each
             gap = max(gap, float(fits.gap.max()))
     return values, gap
-
-
-def _walk(bundle: Bundle, alphas: np.ndarray, **options: Any) -> Iterator[tuple[int, Fits]]:
-    """As ``iterate``, from where all problems are empty: or far too many columns would join at the first alpha."""
-    top = alpha_grid(bundle, n_alphas=1, l1_ratio=options["l1_ratio"])[0]
-    ahead = max(0, int(np.ceil(np.log(top / alphas[0]) / _STEP)))
-    lead = np.geomspace(top, alphas[0], ahead, endpoint=False)
-    for place, fits in iterate(bundle, np.concatenate([lead, alphas]), **options):
-        if place >= ahead:
-            yield place - ahead, fits
 
 
 def _reached(values: np.ndarray) -> np.ndarray:

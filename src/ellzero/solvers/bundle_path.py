@@ -4,14 +4,15 @@ Lives here: the order in which a path is solved, and where its fits start. Does 
 (``bundle_descent``), scores and tests built on paths (``linear.bundles``, ``linear.resampling``).
 
 Every ``stride``-th alpha is solved first, from the straight line through the two before it. Then gaps are halved: fits
-between two known ones start from the line between them, and all of them run at once, on the same Gram matrices.
+between two known ones start from the line between them, and all of them run at once, on the same Gram matrices. Alphas
+that begin far below where all problems are empty are led up to from there, or far too many columns would join at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from ellzero.solvers.bundle import Bundle, Fits
 from ellzero.solvers.bundle_descent import descend
 
 __all__ = ["alpha_grid", "iterate", "null_gradients"]
+
+_LEAD = 0.4  # of log alpha, a step on the way to the first alpha asked for
+_LOOSE = 1e-4  # the gap on that way
 
 
 def null_gradients(bundle: Bundle) -> np.ndarray:
@@ -51,60 +55,82 @@ def iterate(bundle: Bundle, alphas: np.ndarray, *, l1_ratio: float = 1.0, tol: f
 
     The coefficients belong to ``bundle.pool.ids`` as it is when they are yielded.
     """
-    path = _Path(bundle, np.asarray(alphas, dtype=np.float64), l1_ratio, {"tol": tol, "max_iter": max_iter})
+    alphas = np.asarray(alphas, dtype=np.float64)
+    path = _Path(bundle, l1_ratio, {"tol": tol, "max_iter": max_iter})
     stride = max(1, min(8, 64 // bundle.count)) if stride is None else stride
-    ends = [*range(0, len(path.alphas) - 1, stride), len(path.alphas) - 1]
+    ends = [*range(0, len(alphas) - 1, stride), len(alphas) - 1]
     with bundle.limits():
-        first: tuple[int, Fits] | None = None
-        second: tuple[int, Fits] | None = None
+        first, second = path.lead(alphas[0])
+        left: int | None = None
         for at in ends:
-            fits = path.ahead(at, first, second)
-            if second is not None:
-                yield from path.between(second, (at, fits))
-            fits.widen(len(bundle.pool.ids))
-            yield at, fits
-            first, second = second, (at, fits)
+            end = _End(alphas[at], path.ahead(alphas[at], first, second))
+            if left is not None:
+                yield from path.between(alphas, {left: second.fits, at: end.fits})
+            end.fits.widen(len(bundle.pool.ids))
+            yield at, end.fits
+            first, second, left = second.before(end), end, at
+
+
+class _End(NamedTuple):
+    """All problems at one alpha, with their full gradients: what the next one is foreseen from."""
+
+    alpha: float
+    fits: Fits
+
+    def before(self, other: _End) -> _End | None:
+        """Itself, if a line through both has a slope."""
+        return self if self.alpha > other.alpha * (1 + 1e-9) else None
 
 
 class _Path:
-    def __init__(self, bundle: Bundle, alphas: np.ndarray, l1_ratio: float, options: dict[str, Any]):
-        self.bundle, self.alphas, self.l1_ratio, self.options = bundle, alphas, l1_ratio, options
-        self.pace = bundle.loss.pace(alphas)
+    def __init__(self, bundle: Bundle, l1_ratio: float, options: dict[str, Any]):
+        self.bundle, self.l1_ratio, self.options = bundle, l1_ratio, options
+        self.pace = bundle.loss.pace
 
-    def fits(self, places: list[int], w: np.ndarray, b: np.ndarray) -> Fits:
-        """All problems at each of ``places``, those of one alpha side by side."""
-        task = np.tile(np.arange(self.bundle.count), len(places))
-        alpha = np.repeat(self.alphas[places], self.bundle.count)
+    def fits(self, alphas: Any, w: np.ndarray, b: np.ndarray) -> Fits:
+        """All problems at each of ``alphas``, those of one alpha side by side."""
+        task = np.tile(np.arange(self.bundle.count), len(alphas))
+        alpha = np.repeat(alphas, self.bundle.count)
         return Fits(task, alpha * self.l1_ratio, alpha * (1 - self.l1_ratio), w, b)
 
-    def ahead(self, at: int, first: tuple[int, Fits] | None, second: tuple[int, Fits] | None) -> Fits:
-        """The fits at ``at``, from the line through the two ends before it, whose gradients say what may join."""
+    def lead(self, alpha: float) -> tuple[_End | None, _End]:
+        """Two ends to foresee the fits at ``alpha`` from: where all problems are empty, and steps from there on."""
+        bundle = self.bundle
+        empty = np.zeros((bundle.count, len(bundle.pool.ids)))
+        gradient = null_gradients(bundle)
+        top = max(float(abs(gradient).max()) / self.l1_ratio, np.finfo(float).tiny)
+        first, second = None, _End(top, self.fits([top], empty, bundle.null.copy()))
+        second.fits.gradient = gradient
+        steps = int(np.ceil(np.log(top / alpha) / _LEAD)) if alpha < top else 0
+        options = {**self.options, "tol": max(self.options["tol"], _LOOSE)}
+        for on_the_way in np.geomspace(top, alpha, steps + 1)[1:-1]:
+            end = _End(on_the_way, self.ahead(on_the_way, first, second, **options))
+            first, second = second.before(end), end
+        return first, second
+
+    def ahead(self, alpha: float, first: _End | None, second: _End, **options: Any) -> Fits:
+        """The fits at ``alpha``, from the line through the two ends before it, whose gradients say what may join."""
         bundle, share = self.bundle, 0.0
-        gradient = null_gradients(bundle) if second is None else second[1].gradient
-        expected = gradient
+        expected = gradient = second.fits.gradient
         if first is not None:
-            _prune(bundle, first[1], second[1])
-            share = (self.pace[at] - self.pace[second[0]]) / (self.pace[second[0]] - self.pace[first[0]])
-            expected = gradient + share * (gradient - first[1].gradient)
-        wanted = (abs(expected) > 0.95 * self.alphas[at] * self.l1_ratio).any(0)
+            _prune(bundle, first.fits, second.fits)
+            share = self._share(first.alpha, second.alpha, alpha) - 1
+            expected = gradient + share * (gradient - first.fits.gradient)
+        wanted = (abs(expected) > 0.95 * alpha * self.l1_ratio).any(0)
         wanted[bundle.pool.ids] = False
         bundle.pool.add(np.flatnonzero(wanted))
         width = len(bundle.pool.ids)
-        if second is None:
-            w, b = np.zeros((bundle.count, width)), bundle.null.copy()
-        else:
-            second[1].widen(width)
-            w, b = second[1].w.copy(), second[1].b.copy()
+        second.fits.widen(width)
+        w, b = second.fits.w.copy(), second.fits.b.copy()
         if first is not None:
-            first[1].widen(width)
-            further = w + share * (w - first[1].w)
+            first.fits.widen(width)
+            further = w + share * (w - first.fits.w)
             w = np.where(w * further > 0, further, 0.0)  # what would turn its sign rests at zero
-            b = b + share * (b - first[1].b)
-        return descend(bundle, self.fits([at], w, b), keep_gradients=True, **self.options)
+            b = b + share * (b - first.fits.b)
+        return descend(bundle, self.fits([alpha], w, b), keep_gradients=True, **(options or self.options))
 
-    def between(self, left: tuple[int, Fits], right: tuple[int, Fits]) -> Iterator[tuple[int, Fits]]:
+    def between(self, alphas: np.ndarray, solved: dict[int, Fits]) -> Iterator[tuple[int, Fits]]:
         """The fits between two ends: the middle of each gap, all gaps at once, until none is left."""
-        solved = dict((left, right))
         count = self.bundle.count
         while True:
             places = sorted(solved)
@@ -112,20 +138,25 @@ class _Path:
             if not gaps:
                 break
             middles = [(a + b) // 2 for a, b in gaps]
-            starts = [self._on_line(solved, a, middle, b) for (a, b), middle in zip(gaps, middles)]
-            fits = self.fits(middles, np.concatenate([w for w, _ in starts]), np.concatenate([b for _, b in starts]))
-            descend(self.bundle, fits, **self.options)
+            starts = [self._on_line(alphas, solved, a, middle, b) for (a, b), middle in zip(gaps, middles)]
+            w, b = (np.concatenate(part) for part in zip(*starts))
+            fits = descend(self.bundle, self.fits(alphas[middles], w, b), **self.options)
             solved |= {place: fits.rows(slice(i * count, (i + 1) * count)) for i, place in enumerate(middles)}
         for place in places[1:-1]:
             solved[place].widen(len(self.bundle.pool.ids))
             yield place, solved[place]
 
-    def _on_line(self, solved: dict[int, Fits], a: int, middle: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-        share = (self.pace[middle] - self.pace[a]) / (self.pace[b] - self.pace[a])
+    def _on_line(self, alphas, solved: dict[int, Fits], a: int, middle: int, b: int) -> tuple[np.ndarray, np.ndarray]:
+        share = self._share(alphas[a], alphas[b], alphas[middle])
         for end in (a, b):
             solved[end].widen(len(self.bundle.pool.ids))
         one, other = solved[a], solved[b]
         return (1 - share) * one.w + share * other.w, (1 - share) * one.b + share * other.b
+
+    def _share(self, one: float, other: float, alpha: float) -> float:
+        """Where ``alpha`` lies on the way from ``one`` (0) to ``other`` (1)."""
+        one, other, alpha = self.pace(np.array([one, other, alpha]))
+        return float((alpha - one) / (other - one)) if other != one else 0.0
 
 
 def _prune(bundle: Bundle, first: Fits, second: Fits) -> None:
