@@ -107,8 +107,9 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        for name, start in encoder.extra(d_in, d_sae).items():
-            setattr(self, name, nn.Parameter(start))
+        for part in (encoder, select):
+            for name, start in part.extra(d_in, d_sae).items() if hasattr(part, "extra") else ():
+                setattr(self, name, start if isinstance(start, nn.Buffer) else nn.Parameter(start))
         self.register_buffer("threshold", None)
         if isinstance(select, Jump):
             start = torch.full((d_sae,), float(select.initial))
@@ -242,6 +243,8 @@ class SparseAutoencoder(nn.Module):
                 tensor.mul_(factor)
         if hasattr(self, "log_threshold"):
             self.log_threshold.add_(float(np.log(factor)))
+        if hasattr(self.select, "rescale"):
+            self.select.rescale(self, factor)
 
     @torch.no_grad()
     def calibrate(self, x: Float[Tensor, "rows d_in"]) -> None:
@@ -252,7 +255,9 @@ class SparseAutoencoder(nn.Module):
         if len(x) == 0:
             raise InputError("x: got no rows, want a sample of activations")
         most = max(_CALIBRATION // self.d_sae, 256)
-        self.threshold = self.infer.find(self.encoder(self, x[:: -(-len(x) // most)]).scores).to(self.W_dec)
+        x = x[:: -(-len(x) // most)]
+        infer = self.infer.for_rows(self, x) if hasattr(self.infer, "for_rows") else self.infer
+        self.threshold = infer.find(self.encoder(self, x).scores).to(self.W_dec)
 
     # -- files
 

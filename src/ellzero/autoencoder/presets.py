@@ -2,7 +2,8 @@
 
 Lives here: the presets, and ``preset`` to find one by name. Does not live here: code of any part. All take
 ``(d_in, d_sae, k)`` first, ``k`` being the number of latents active on a row, on average at least. ``dead_after`` is
-the number of rows without firing after which a latent counts as dead.
+the number of rows without firing after which a latent counts as dead; ``inputs``, which every preset takes, how inputs
+are normalised (``ellzero.autoencoder.inputs``).
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ellzero.autoencoder.adaptive import AdaptiveTopK, ProbeLoss, RelativeL1
+from ellzero.autoencoder.afa import PrefixNorm
+from ellzero.autoencoder.choice import AuxZipf, FeatureChoice
+from ellzero.autoencoder.contrastive import Contrastive
 from ellzero.autoencoder.encoders import Gated, Linear
+from ellzero.autoencoder.gradient_aware import GradientAware
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.nested import NestedReconstruction
-from ellzero.autoencoder.objective import L0, L1, AuxK, GateReconstruction, SquaredError
-from ellzero.autoencoder.selectors import CalibratedThreshold, Jump, ScheduledTopK
+from ellzero.autoencoder.objective import L0, L1, AuxK, GateReconstruction, NormMatch, SquaredError
+from ellzero.autoencoder.pursuit import MatchingPursuit
+from ellzero.autoencoder.selectors import CalibratedThreshold, Jump, LatentThresholds, ScheduledTopK
 from ellzero.errors import InputError, check_choice, check_integer
 from ellzero.parts.constraints import BatchTopK, Threshold, TopK
 from ellzero.parts.gradients import Rectangle
@@ -23,8 +30,8 @@ from ellzero.parts.schedules import Linear as LinearSchedule
 from ellzero.registry import register
 
 __all__ = [
-    "abs_topk", "batchtopk", "gated", "hierarchical_topk", "jumprelu", "k_sparse", "matryoshka", "msae", "preset",
-    "relu_l1", "topk",
+    "abs_topk", "adaptive_k", "batchtopk", "csr", "feature_choice", "g_sae", "gated", "hierarchical_topk", "jumprelu",
+    "k_sparse", "matryoshka", "mp_sae", "msae", "mutual_choice", "preset", "relu_l1", "top_afa", "topk",
 ]  # fmt: skip
 
 PRESETS: dict[str, Callable[..., SparseAutoencoder]] = {}
@@ -35,10 +42,14 @@ def variant(name: str, source: str, id: str | None = None, claim: str | None = N
 
     def add(build: Callable[..., SparseAutoencoder]) -> Callable[..., SparseAutoencoder]:
         @functools.wraps(build)
-        def checked(d_in: int, d_sae: int, k: int = 32, **options: Any) -> SparseAutoencoder:
+        def checked(
+            d_in: int, d_sae: int, k: int = 32, *, inputs: Any = None, **options: Any
+        ) -> SparseAutoencoder:  # fmt: skip
             check_integer("d_in", d_in, at_least=1)
             check_integer("d_sae", d_sae, at_least=1)
-            return build(d_in, d_sae, check_integer("k", k, at_least=1, at_most=d_sae), **options)
+            sae = build(d_in, d_sae, check_integer("k", k, at_least=1, at_most=d_sae), **options)
+            sae.inputs, sae.preset = inputs, name
+            return sae
 
         PRESETS[name] = checked
         return register(
@@ -199,6 +210,116 @@ def hierarchical_topk(
     return SparseAutoencoder(
         d_in, d_sae, select=TopK(k), architecture="topk", seed=seed,
         objective=[NestedReconstruction(levels, axis="rank"), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+@variant("mp_sae", "arXiv:2506.03093", "S068", "finds features that are orthogonal only under a condition")
+def mp_sae(
+    d_in: int, d_sae: int, k: int = 32, *, tolerance: float = 0.0, absolute: bool = False, seed: int = 0
+) -> SparseAutoencoder:
+    """``k`` steps of matching pursuit in the encoder's place. MP-SAE (2025).
+
+    A row stops early once what is left is at most ``tolerance`` of it; ``absolute`` allows signed codes. ``sae.at(k)``
+    sets another number of steps, and what is left never grows with them.
+    """
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=MatchingPursuit(tolerance, absolute), select=TopK(k), objective=[SquaredError()],
+        architecture="matching_pursuit", seed=seed,
+    )  # fmt: skip
+
+
+@variant("mutual_choice", "arXiv:2411.02124", "S081", "fewer dead latents and a lower error than TopK at equal L0")
+def mutual_choice(
+    d_in: int, d_sae: int, k: int = 32, *, share: float = 0.1, dead_after: int = 10_000_000, seed: int = 0
+) -> SparseAutoencoder:
+    """BatchTopK; latents that fire less than ``share`` of what Zipf's law expects learn from the error. Ayonrinde."""
+    return SparseAutoencoder(
+        d_in, d_sae, select=BatchTopK(k), infer=CalibratedThreshold(k), architecture="jumprelu", seed=seed,
+        objective=[SquaredError(), AuxZipf(1 / 32, max(d_in // 2, 1), dead_after, share)],
+    )  # fmt: skip
+
+
+@variant("feature_choice", "arXiv:2411.02124", "S081", "no dead latents")
+def feature_choice(
+    d_in: int, d_sae: int, k: int = 32, *, allocation: str = "zipf", gamma: float | None = None, beta: float = 0.0,
+    after: float = 0.5, share: float = 0.1, dead_after: int = 10_000_000, seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """Each latent chooses its rows, ``k`` per row in all, after mutual choice for the first half. Ayonrinde (2024).
+
+    The frequent latents may choose more, by Zipf's law: of ``gamma`` and ``beta``, or fitted to the first half. At
+    inference each latent has a threshold.
+    """
+    select = FeatureChoice(k, allocation, gamma, beta, after)
+    return SparseAutoencoder(
+        d_in, d_sae, select=select, infer=LatentThresholds(select), architecture="jumprelu", seed=seed,
+        objective=[SquaredError(), AuxZipf(1 / 32, max(d_in // 2, 1), dead_after, share)],
+    )  # fmt: skip
+
+
+@variant("adaptive_k", "arXiv:2508.17320", "S165", "at equal mean L0 a better reconstruction than TopK")
+def adaptive_k(
+    d_in: int, d_sae: int, k: int = 32, *, k_min: int | None = None, k_max: int | None = None, alpha: float = 0.005,
+    dead_after: int = 10_000_000, seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """More latents for complex rows: ``k_min`` to ``k_max`` by a linear probe, ``k`` on average. AdaptiveK (2025).
+
+    ``fit_probe(sae, x, complexity)`` comes before training, and ``SAETrainer.fit(x, beside=complexity)`` lets the probe
+    learn on in the last tenth. ``k / 4`` and ``4 k`` unless given, a ratio as that of the paper's 20 and 320.
+    """
+    k_min, k_max = max(k // 4, 1) if k_min is None else k_min, min(4 * k, d_sae) if k_max is None else k_max
+    return SparseAutoencoder(
+        d_in, d_sae, select=AdaptiveTopK(k_min, k_max, float(k)), architecture="adaptive_topk", seed=seed,
+        objective=[SquaredError(), RelativeL1(alpha), ProbeLoss(), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+@variant("top_afa", "arXiv:2503.24277", "S107", "as good a reconstruction as TopK at a k that it finds itself")
+def top_afa(
+    d_in: int, d_sae: int, k: int = 32, *, weight: float = 0.1, dead_after: int = 10_000_000, seed: int = 0
+) -> SparseAutoencoder:
+    """The largest latents, until their norm is the input's. top-AFA (2025).
+
+    The number active is what the norms ask for, often many, and ``k`` says nothing. ``weight`` is that of the squared
+    difference of the norms.
+    """
+    return SparseAutoencoder(
+        d_in, d_sae, select=PrefixNorm(), architecture="top_afa", seed=seed,
+        objective=[SquaredError(), NormMatch(weight), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+@variant("g_sae", "arXiv:2411.10397", "S078", "a spliced model loses less than with TopK")
+def g_sae(
+    d_in: int, d_sae: int, k: int = 32, *, beta: float = 1.0, form: str = "multiply", dead_after: int = 10_000_000,
+    seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """The ``k`` latents that are large and that a model's loss feels. g-SAE (2024).
+
+    ``with_gradients`` gives rows and gradients for ``SAETrainer.fit(x, beside=gradients)``. Without gradients beside
+    them, as at inference, rows keep their ``k`` largest latents.
+    """
+    return SparseAutoencoder(
+        d_in, d_sae, select=TopK(k), score=GradientAware(beta, form), architecture="topk", seed=seed,
+        objective=[SquaredError(), _revive(d_in, dead_after)],
+    )  # fmt: skip
+
+
+@variant("csr", "arXiv:2503.01776", "S088", "codes of k entries that search better than embeddings cut to k")
+def csr(
+    d_in: int, d_sae: int, k: int = 32, *, positives: str = "ranks", weight: float = 0.1, temperature: float = 0.2,
+    dead_after: int = 30 * 4096, seed: int = 0,
+) -> SparseAutoencoder:  # fmt: skip
+    """Sparse codes of embeddings for search, tied weights and a contrastive term of ``weight``. CSR (2025).
+
+    ``positives`` and ``temperature`` as for ``Contrastive``; partners or labels go to ``SAETrainer.fit(x, beside=)``.
+    """
+    levels = (k, min(4 * k, d_sae)) if k < d_sae else (k,)
+    return SparseAutoencoder(
+        d_in, d_sae, encoder=Linear(tied=True), select=TopK(k), decoder=None, architecture="topk", seed=seed,
+        objective=[
+            NestedReconstruction(levels, (1.0, 1 / 8)[: len(levels)], axis="rank"), AuxK(1 / 32, 512, dead_after),
+            Contrastive(weight, temperature, positives),
+        ], recommended={"lr": 4e-4},
     )  # fmt: skip
 
 

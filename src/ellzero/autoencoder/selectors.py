@@ -4,7 +4,8 @@ Lives here: ``Jump``, ``ScheduledTopK``, ``CalibratedThreshold`` and ``LatentThr
 selections that every wing shares (``ellzero.parts.constraints``), which serve as they are.
 
 A selection has ``support(scores)``. One that depends on the rows has ``for_rows(sae, x, beside)``, which gives the
-selection for these rows; one that moves during training has ``at(progress)``.
+selection for these rows; one that moves during training has ``at(progress)``; one that learns has ``extra(d_in,
+d_sae)``, tensors of the autoencoder by name, and ``rescale(sae, factor)``, which fits them to ``factor * x``.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ class LatentThresholds:
     """
 
     select: Any
+
+    def for_rows(self, sae: Any, x: Float[Tensor, "rows d_in"], beside: Any = None) -> LatentThresholds:
+        """With the selection for these rows, where it depends on them."""
+        select = self.select
+        return LatentThresholds(select.for_rows(sae, x, beside)) if hasattr(select, "for_rows") else self
 
     def find(self, scores: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " d_sae"]:
         """The thresholds ``[d_sae]``, at least zero."""

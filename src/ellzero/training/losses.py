@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ellzero.errors import InputError
 
-__all__ = ["classification", "distillation", "next_token", "regression"]
+__all__ = ["classification", "distillation", "info_nce", "next_token", "regression"]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -47,3 +47,26 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
     log_p = torch.log_softmax(student.float() / temperature, -1)
     q = torch.log_softmax(teacher.float() / temperature, -1)
     return temperature**2 * (q.exp() * (q - log_p)).sum(-1).mean()
+
+
+def info_nce(first: Tensor, second: Tensor, *, temperature: float = 0.2, labels: Tensor | None = None) -> Tensor:
+    """Contrastive loss of rows ``[n, d]``, mean over rows. van den Oord et al. (2018).
+
+    ``-log exp(s_ii) / sum_j exp(s_ij)`` with ``s`` the cosines of ``first`` and ``second`` over the temperature (a row
+    of zeros has cosine 0). With ``labels`` ``[n]`` the positives of a row are all other rows with its label, averaged
+    over, itself being left out, and a row without any counts as 0. Khosla et al. (2020).
+
+    Raises
+    ------
+    InputError : rows of different shapes.
+    """
+    if first.ndim != 2 or first.shape != second.shape:
+        raise InputError(f"second: got shape {tuple(second.shape)}, want {tuple(first.shape)}, as first")
+    similar = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T / temperature
+    if labels is None:
+        return -similar.log_softmax(1).diagonal().mean() if len(similar) else similar.sum()
+    own = torch.eye(len(similar), dtype=torch.bool, device=similar.device)
+    log_share = similar.masked_fill(own, -torch.inf).log_softmax(1)
+    positive = (labels[:, None] == labels) & ~own
+    told = log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp_min(1)
+    return -told.sum() / max(len(similar), 1)
