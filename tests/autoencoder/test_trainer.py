@@ -231,3 +231,22 @@ def test_settings_that_cannot_be_are_refused_by_name(options, named):
         SAETrainer(make(), **options)
     with pytest.raises(InputError, match="sae: got Linear"):
         SAETrainer(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "abs_topk", "k_sparse", "matryoshka", "hierarchical_topk"])
+def test_the_sparse_engine_takes_the_same_course_as_the_dense_one(name, monkeypatch):
+    losses = {}
+    for engine in ("dense", "sparse"):
+        options = {"dead_after": 1000} if name != "k_sparse" else {}
+        sae = make(name, d_sae=96, **options)
+        with monkeypatch.context() as patch:
+            if engine == "sparse":  # the matrix of all activations is never asked for
+                patch.setattr(SparseAutoencoder, "codes", None)
+            found = SAETrainer(sae, lr=0.002, batch_size=400, steps=40, engine=engine).fit(X)
+        losses[engine] = np.array(list(found.losses.values()))
+    np.testing.assert_allclose(losses["sparse"], losses["dense"], rtol=0.01)
+
+
+def test_an_engine_that_is_none_is_refused():
+    with pytest.raises(InputError, match="engine: got 'fast'"):
+        SAETrainer(make(), engine="fast")

@@ -23,6 +23,8 @@ from ellzero.autoencoder.codes import SparseCode, ranked
 from ellzero.autoencoder.encoders import Linear
 from ellzero.autoencoder.selectors import Jump
 from ellzero.errors import InputError, check_array, check_integer
+from ellzero.kernels import torch_latents
+from ellzero.parts.constraints import BatchTopK, TopK
 from ellzero.parts.gradients import Masked
 from ellzero.rng import rng
 
@@ -63,6 +65,8 @@ class SparseAutoencoder(nn.Module):
         whole batch, a selection where it is another one, or None.
     decoder : constraint on ``W_dec``, or None.
     objective : loss terms, summed; see ``ellzero.autoencoder.objective``.
+    inputs : how inputs are normalised, one of ``ellzero.autoencoder.inputs``, or None. Encoder and loss see normalised
+        rows; reconstructions are in the units of the input.
     architecture : the name in ``cfg.json``: ``"standard"``, ``"gated"``, ``"topk"`` or ``"jumprelu"``.
     recommended : settings of ``SAETrainer`` where the caller gives none.
     seed : of the first weights: random unit rows, the encoder being the decoder's transpose.
@@ -86,6 +90,7 @@ class SparseAutoencoder(nn.Module):
         infer: Any = None,
         decoder: UnitNorm | None = UnitNorm(),
         objective: Sequence[Any] = (),
+        inputs: Any = None,
         architecture: str = "standard",
         recommended: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -98,7 +103,8 @@ class SparseAutoencoder(nn.Module):
             raise InputError(f"k: got {k}, want 1 to {self.d_sae}, the number of latents")
         self.select, self.encoder, self.score, self.gradient = select, encoder, score, gradient
         self.infer, self.decoder, self.objective = infer, decoder, tuple(objective)
-        self.architecture, self.recommended = architecture, dict(recommended or {})
+        self.inputs, self.architecture, self.recommended = inputs, architecture, dict(recommended or {})
+        self.preset: str | None = None
         self.progress: float | None = None
         rows = torch.from_numpy(rng(seed, "autoencoder", "W_dec").standard_normal((d_sae, d_in), dtype=np.float32))
         rows = F.normalize(rows, dim=1)
@@ -168,6 +174,25 @@ class SparseAutoencoder(nn.Module):
             support = select.support(scores)
         return self.gradient.apply(values, support, threshold if isinstance(select, Jump) else None), pre
 
+    def sparsely(self, x: Float[Tensor, "rows d_in"], least: int = 0) -> SparseCode | None:
+        """The code with at least so many columns, without the matrix of all activations; None where that cannot be.
+
+        It can be for a linear encoder under ``TopK`` or ``BatchTopK``. Columns beyond the selection's own ``k`` hold
+        what would come next; they are given by ``TopK`` alone.
+        """
+        if type(self.encoder) is not Linear or self.score is not None or type(self.gradient) is not Masked:
+            return None
+        select = self.selection(x)
+        rows, center = self.encoder.rows(self), self.b_dec if self.encoder.centred else None
+        if type(select) is TopK and select.axis == -1:
+            k = max(select.k, min(least, self.d_sae))
+            found = torch_latents.encode_top_k(x, rows, self.b_enc, k, self.encoder.rule, center=center)
+            return SparseCode(*found)
+        if type(select) is BatchTopK and select.axis == -1 and self.encoder.rule == "relu" and least == 0:
+            found = torch_latents.encode_batch_top_k(x, rows, self.b_enc, select.k, center=center)
+            return SparseCode(found.values, found.indices)
+        return None
+
     def encode(self, x: Float[Tensor, "rows d_in"], *, sparse: bool = False, beside: Any = None) -> Tensor | SparseCode:
         """Codes ``[rows, d_sae]``, or as ``SparseCode`` with as many columns as the fullest row needs.
 
@@ -177,13 +202,28 @@ class SparseAutoencoder(nn.Module):
         ------
         InputError : not rows of ``d_in`` finite floating-point numbers, or a threshold that is not calibrated yet.
         """
-        z, _ = self.codes(self._checked(x), beside)
+        x = self.normalized(self._checked(x))
+        code = self.sparsely(x) if sparse and beside is None else None
+        if code is not None:
+            width = int((code.values != 0).sum(1).max()) if len(x) else 0
+            return code.first(width)
+        z, _ = self.codes(x, beside)
         if not sparse:
             return z
         return ranked(z, int((z != 0).sum(1).max()) if len(z) else 0)
 
-    def decode(self, z: Tensor | SparseCode) -> Float[Tensor, "rows d_in"]:
-        """``z W_dec + b_dec``; for a ``SparseCode`` from the active rows of ``W_dec`` alone."""
+    def decode(self, z: Tensor | SparseCode, x: Float[Tensor, "rows d_in"] | None = None) -> Float[Tensor, "rows d_in"]:
+        """``z W_dec + b_dec``, with the normalisation undone; of a ``SparseCode`` from active rows of ``W_dec`` alone.
+
+        Raises
+        ------
+        InputError : codes that are not ``[rows, d_sae]``; no ``x`` where it is normalised row by row.
+        """
+        x_hat = self.reconstruct(z)
+        return x_hat if self.inputs is None else self.inputs.undo(self, x_hat, None if x is None else self._checked(x))
+
+    def reconstruct(self, z: Tensor | SparseCode) -> Float[Tensor, "rows d_in"]:
+        """``z W_dec + b_dec``: the reconstruction of normalised rows."""
         if not isinstance(z, SparseCode):
             check_array("z", z, ndim=2, shape=(None, self.d_sae), dtypes="f", finite=False, allow_empty=True)
         return self.combine(z) + self.b_dec
@@ -194,11 +234,11 @@ class SparseAutoencoder(nn.Module):
             return z @ self.W_dec
         if z.values.shape[1] == 0:
             return self.W_dec.new_zeros(len(z.values), self.d_in)
-        return F.embedding_bag(z.indices, self.W_dec, per_sample_weights=z.values, mode="sum")
+        return torch_latents.decode_rows(z.values, z.indices, self.W_dec)
 
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """The reconstruction ``decode(encode(x))``."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def at(self, k: int) -> SparseAutoencoder:
         """The same weights with ``k`` active latents in evaluation mode: what a nested autoencoder is for.
@@ -251,25 +291,67 @@ class SparseAutoencoder(nn.Module):
         """Set the inference threshold on a sample of activations (a long one is thinned evenly)."""
         if not self.calibrates:
             raise InputError("calibrate: this autoencoder selects each row by itself and has no threshold")
-        x = self._checked(x)
-        if len(x) == 0:
-            raise InputError("x: got no rows, want a sample of activations")
+        self.set_threshold(self.normalized(self._sample(x)))
+
+    @torch.no_grad()
+    def set_threshold(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """``calibrate`` on rows that are normalised already."""
         most = max(_CALIBRATION // self.d_sae, 256)
         x = x[:: -(-len(x) // most)]
         infer = self.infer.for_rows(self, x) if hasattr(self.infer, "for_rows") else self.infer
         self.threshold = infer.find(self.encoder(self, x).scores).to(self.W_dec)
 
+    def _sample(self, x: Any) -> Tensor:
+        x = self._checked(x)
+        if len(x) == 0:
+            raise InputError("x: got no rows, want a sample of activations")
+        return x
+
+    # -- normalisation of the input
+
+    def normalized(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """What the encoder sees of rows."""
+        return x if self.inputs is None else self.inputs.apply(self, x)
+
+    @torch.no_grad()
+    def fit_inputs(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """Find from a sample what ``inputs`` needs, such as the scale of ``ExpectedNorm``. Training does it by itself.
+
+        Raises
+        ------
+        InputError : no rows; zeros alone; a covariance without inverse.
+        """
+        for name, tensor in (self.inputs.fit(self._sample(x)) if self.inputs is not None else {}).items():
+            self.register_buffer(name, tensor)
+
     # -- files
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``cfg.json`` and ``sae_weights.safetensors``; a calibrated selection is saved as a JumpReLU."""
+    def save(self, path: str | Path, *, format: str = "ellzero") -> None:
+        """Write it for evaluation: a calibrated selection over the batch becomes a JumpReLU.
+
+        Parameters
+        ----------
+        path : a folder, made if it is not there; a ``.pt`` or ``.npz`` file too where the format is one file.
+        format : ``"ellzero"``, which holds every autoencoder (``cfg.json`` and ``sae_weights.safetensors``, which
+            SAELens reads too where it has that architecture and normalisation), or that of another library:
+            ``"saelens"``, ``"dictionary_learning"``, ``"sparsify"``, ``"gemma_scope"``, ``"openai"``.
+
+        Raises
+        ------
+        InputError : not calibrated; an architecture or normalisation that the format cannot hold.
+        """
         from ellzero.autoencoder import storage
 
-        storage.save(self, directory)
+        storage.save(self, path, format)
 
     @classmethod
-    def load(cls, directory: str | Path) -> SparseAutoencoder:
-        """Read what ``save`` wrote, or an autoencoder of SAELens with the same file names, in evaluation mode."""
+    def load(cls, path: str | Path, *, format: str = "auto") -> SparseAutoencoder:
+        """Read what ``save`` or the library of that format wrote, in evaluation mode.
+
+        Raises
+        ------
+        InputError : files that are missing, torn, foreign, of a newer version, or hold what has no equal here.
+        """
         from ellzero.autoencoder import storage
 
-        return storage.load(directory)
+        return storage.load(path, format)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from ellzero.autoencoder.codes import SparseCode, ranked, size_by_latent
 from ellzero.errors import check, check_integer
-from ellzero.kernels import torch_ops
+from ellzero.kernels import torch_latents, torch_ops
 
 if TYPE_CHECKING:
     from ellzero.autoencoder.model import SparseAutoencoder
@@ -32,7 +31,8 @@ class Step:
 
     ``pre`` is None where the sparse engine never forms it, and ``z`` a ``SparseCode`` then. ``spread`` is the variance
     of the activations, summed over features; ``steer`` the factor on a steered price; ``progress`` the fraction of the
-    run that is done; ``rate`` the running share of rows on which each latent fires; ``beside`` what came with each row.
+    run that is done; ``rate`` the running share of rows on which each latent fires; ``beside`` what came with each row;
+    ``scale`` what the rows were multiplied by.
     """
 
     sae: SparseAutoencoder
@@ -47,6 +47,7 @@ class Step:
     rate: Float[Tensor, " d_sae"] | None = None
     beside: Any = None
     wide: SparseCode | None = field(default=None)
+    scale: float = 1.0
 
     def ranked(self, k: int) -> SparseCode:
         """The ``k`` largest activations of each row, more than the codes keep if need be."""
@@ -189,5 +190,5 @@ class AuxK:
         else:
             values, indices = torch_ops.top_k(pre, k)
             values = values.relu()
-        guess = F.embedding_bag(indices, sae.W_dec[columns], per_sample_weights=values, mode="sum")
+        guess = torch_latents.decode_rows(values, indices, sae.W_dec[columns])
         return self.weight * (error - guess).square().sum() / spread

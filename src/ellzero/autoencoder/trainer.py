@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ellzero.autoencoder.codes import active, fired, share
+from ellzero.autoencoder.codes import SparseCode, active, fired, share
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.objective import Step
-from ellzero.errors import InputError, check, check_array, check_integer
+from ellzero.errors import InputError, check, check_array, check_choice, check_integer
 from ellzero.parts.schedules import Linear
 from ellzero.training.loop import Batches, Trained, train
 from ellzero.training.threads import threads_for
@@ -29,6 +29,8 @@ __all__ = ["SAETrainer", "geometric_median"]
 
 _WARM, _DECAY = Linear(0.0, 1.0, 0.0, 0.05), Linear(1.0, 0.0, 0.8, 1.0)
 _SAMPLE = 65_536
+# Latents from which on the sparse engine is the faster one.
+_WIDE = 512
 
 
 def learning_rate_factor(step: float, total: float) -> float:
@@ -51,8 +53,8 @@ def geometric_median(x: Float[Tensor, "rows d"], *, rounds: int = 50, tolerance:
 class SAETrainer:
     """Trains an autoencoder by Adam on its objective.
 
-    Inputs are scaled so that a row's mean square is 1 per feature, and the biases scaled back at the end; so learning
-    rates mean the same for any model's activations.
+    The loss is of rows as ``sae.inputs`` normalises them, if it does. They are scaled so that a row's mean square is 1
+    per feature, and the biases scaled back at the end; so learning rates mean the same for any model's activations.
 
     Parameters
     ----------
@@ -64,6 +66,9 @@ class SAETrainer:
     initialize : set ``b_dec`` to the geometric median of a sample first.
     betas : of Adam; the variant's own by default, else ``(0.9, 0.999)``.
     average : decay of a moving average of the weights, which replaces them at the end; None for none.
+    engine : ``"dense"`` forms all activations of a batch; ``"sparse"`` never does, where the selection is by ``TopK``
+    or
+        ``BatchTopK``: the same losses but for rounding, in less memory. ``"auto"`` is sparse from 512 latents on.
     seed : of the order of rows.
     """
 
@@ -78,6 +83,7 @@ class SAETrainer:
         initialize: bool = True,
         betas: tuple[float, float] | None = None,
         average: float | None = None,
+        engine: str = "auto",
         seed: int = 0,
     ):
         if not isinstance(sae, SparseAutoencoder):
@@ -88,12 +94,14 @@ class SAETrainer:
         self.lr = check("lr", lr, above=0, below=math.inf)
         self.betas = sae.recommended.get("betas", (0.9, 0.999)) if betas is None else betas
         self.average = average
+        check_choice("engine", engine, ("auto", "dense", "sparse"))
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.steps = check_integer("steps", steps, at_least=1)
         self.clip = check("clip", clip, above=0)
         self.seed = check_integer("seed", seed, at_least=0)
         self.initialize = bool(initialize)
-        self.state = _State(sae, self.lr, self.steps)
+        self.sparse = engine == "sparse" or (engine == "auto" and sae.d_sae >= _WIDE)
+        self.state = _State(sae, self.lr, self.steps, self.sparse)
 
     def fit(
         self, acts: Any, *, beside: Any = None, progress: bool = False, checkpoint: Any = None, every: int = 1000
@@ -116,13 +124,18 @@ class SAETrainer:
             a loss that is not finite (a smaller ``lr`` helps).
         """
         sample, batches = self._source(acts, beside)
+        if self.sae.inputs is not None:
+            if not self.sae.inputs.fitted(self.sae):
+                self.sae.fit_inputs(sample)
+            sample = self.sae.normalized(sample)
         size = float(sample.square().sum(1).mean().sqrt())
         if not bool((sample != sample[0]).any()):
             raise InputError(f"acts: all {len(sample)} rows are equal, want rows that vary")
         scale = math.sqrt(self.sae.d_in) / size
         sample = sample * scale
         spread = float((sample - sample.mean(0)).square().sum(1).mean())
-        self.state = _State(self.sae, self.lr, self.steps, spread)
+        self.state = _State(self.sae, self.lr, self.steps, self.sparse, spread)
+        self.state.scale = scale
         self.sae.rescale(scale)
         try:
             found = self._run(sample, batches, scale, progress=progress, checkpoint=checkpoint, every=every)
@@ -154,12 +167,12 @@ class SAETrainer:
                 sae.get_parameter(name).copy_(tensor)
             sae.normalize()
         if sae.calibrates:
-            sae.calibrate(sample)
+            sae.set_threshold(sample)
         return found
 
     def _loss(self, batch: Any, scale: float) -> Tensor:
         rows, beside = batch if isinstance(batch, tuple) else (batch, None)
-        return self.state.loss(rows.to(self.sae.W_dec) * scale, beside)
+        return self.state.loss(self.sae.normalized(rows.to(self.sae.W_dec)) * scale, beside)
 
     @torch.no_grad()
     def _tangent(self, weight: Tensor) -> None:
@@ -224,9 +237,10 @@ class _State:
     latent fires, over the last hundred batches or so.
     """
 
-    def __init__(self, sae: SparseAutoencoder, lr: float, steps: int, spread: float = 1.0):
-        self.sae, self.lr, self.steps, self.spread = sae, lr, steps, spread
-        self.taken = 0
+    def __init__(self, sae: SparseAutoencoder, lr: float, steps: int, sparse: bool, spread: float = 1.0):
+        self.sae, self.lr, self.steps, self.sparse, self.spread = sae, lr, steps, sparse, spread
+        self.taken, self.scale = 0, 1.0
+        self.rank = max((getattr(term, "rank", 0) for term in sae.objective), default=0)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.rate = torch.zeros(sae.d_sae, device=sae.W_dec.device)
         self.log_price = 0.0
@@ -238,7 +252,7 @@ class _State:
         sae = self.sae
         sae.progress = self.taken / max(self.steps - 1, 1)
         sae.rate = self.rate
-        z, pre = sae.codes(x, beside)
+        z, pre, wide = self._codes(x, beside)
         with torch.no_grad():
             on = fired(z, sae.d_sae)
             self.silent = (self.silent + len(x)).masked_fill(on, 0)
@@ -246,9 +260,21 @@ class _State:
             dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on)
             steer = self._steer(active(z)) if self._target is not None else 1.0
         step = Step(
-            sae, x, pre, z, sae.decode(z), dead, self.spread, steer, sae.progress, self.rate, beside
+            sae, x, pre, z, sae.reconstruct(z), dead, self.spread, steer, sae.progress, self.rate, beside, wide,
+            self.scale,
         )  # fmt: skip
         return sum(term(step) for term in sae.objective)
+
+    def _codes(self, x: Tensor, beside: Any) -> tuple[Tensor | SparseCode, Tensor | None, SparseCode | None]:
+        """Codes, pre-activations (of the dense engine) and more ranks than the codes (of the sparse one)."""
+        sae = self.sae
+        if not self.sparse or beside is not None or 4 * self.rank > sae.d_sae:
+            return *sae.codes(x, beside), None
+        wide = sae.sparsely(x, self.rank)
+        if wide is None:
+            return *sae.codes(x, beside), None
+        k = getattr(sae.selection(x), "k", wide.values.shape[1])
+        return (wide.first(k) if self.rank > k else wide), None, wide
 
     def _steer(self, active: float) -> float:
         """The factor on the price: up while more than the target are active, down while fewer.
