@@ -20,6 +20,8 @@ from ellzero.solvers.operators import aslinear, need
 
 __all__ = ["Local", "Problem"]
 
+_SMALL = 1 << 14  # entries of sparse columns up to which products are faster dense
+
 
 class Problem:
     """What is known of a fit. ``target`` is the datafit asked for, ``datafit`` a smooth one in its place."""
@@ -164,7 +166,8 @@ class Local:
         if ones and len(features):
             both = (above, columns)
             columns = sparse.hstack(both, format="csc") if sparse.issparse(columns) else np.concatenate(both, axis=1)
-        self.columns = columns
+        small = sparse.issparse(columns) and np.prod(columns.shape) <= _SMALL
+        self.columns = columns.toarray() if small else columns
 
     def values(self) -> np.ndarray:
         """The coefficients in the order of the columns."""
