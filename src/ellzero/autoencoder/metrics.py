@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ellzero.autoencoder.inputs import decoded
 from ellzero.errors import InputError, check, check_array, check_integer
 from ellzero.registry import register
 
@@ -44,7 +45,8 @@ def evaluate(sae: Any, x: Any, *, dense_above: float = 0.1) -> dict[str, float]:
         active on no row), ``dense`` (share of latents that are dense), ``cosine`` (mean of the cosine between x and
         x_hat), ``shrinkage`` (mean of ``||x_hat|| / ||x||``; both over rows that are not zero), and ``norm_match``
         (slope through the origin of ``||z||`` over ``||x - b_dec||``, codes counted in units of their atoms: 1 where
-        atoms are orthogonal and x is reconstructed. arXiv:2503.24277, section 3).
+        atoms are orthogonal and x is reconstructed. arXiv:2503.24277, section 3; of normalised
+        rows where ``sae.inputs`` normalises). All else is in the units of ``x``.
 
     Raises
     ------
@@ -130,7 +132,8 @@ class _Sums:
         self.centre = rows.double().mean(0)
         self.total = torch.zeros_like(self.centre)
         self.fired = torch.zeros(z.shape[1], dtype=torch.int64, device=z.device)
-        self.origin = self.sae.decode(torch.zeros_like(z[:1])).double()
+        tell = getattr(self.sae, "reconstruct", self.sae.decode)  # b_dec, of rows as they are normalised
+        self.origin = tell(torch.zeros_like(z[:1])).double()
         atoms = getattr(self.sae, "W_dec", None)
         squares = atoms.square().sum(1) if atoms is not None else torch.ones_like(z[0])
         self.sizes = squares.to(z.dtype)
@@ -140,7 +143,7 @@ class _Sums:
         z = self.sae.encode(rows)
         if self.centre is None:
             self._begin(rows, z)
-        x, x_hat = rows.double(), self.sae.decode(z).double()
+        x, x_hat = rows.double(), decoded(self.sae, z, rows).double()
         on = z != 0
         self.rows += len(rows)
         self.active += int(on.sum())
@@ -154,7 +157,8 @@ class _Sums:
         self.told += int(some.sum())
         self.ratio += float((size_hat[some] / size[some]).sum())
         self.cosine += float(((x * x_hat).sum(1)[some] / (size * size_hat.clamp_min(1e-300))[some]).sum())
-        away = (x - self.origin).norm(dim=1)
+        seen = self.sae.normalized(rows).double() if hasattr(self.sae, "normalized") else x
+        away = (seen - self.origin).norm(dim=1)
         self.cross += float((away * (z.square() @ self.sizes).double().sqrt()).sum())
         self.centred += float(away.square().sum())
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ellzero.autoencoder.inputs import decoded
 from ellzero.errors import InputError
 from ellzero.models import attach as door
 from ellzero.models.sites import locate
@@ -45,7 +46,8 @@ class _Site:
 
         Without an edit both are the same tensor, so their difference is exactly zero.
         """
-        z = self.sae.encode(flat.to(self._dtype(flat)))
+        rows = flat.to(self._dtype(flat))
+        z = self.sae.encode(rows)
         if torch.is_grad_enabled() and not z.requires_grad:  # nothing before it is trained: derivatives begin here
             z.requires_grad_()
         if chosen is None:
@@ -60,11 +62,12 @@ class _Site:
         if not isinstance(edited, Tensor) or edited.shape != codes.shape:
             came = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
             raise InputError(f"edit: gave {came} for {self.name!r}, want codes of shape {tuple(codes.shape)}")
-        told = self.sae.decode(edited.reshape(z.shape) if chosen is None else edited[chosen]).to(flat.dtype)
+        edited_rows = edited.reshape(z.shape) if chosen is None else edited[chosen]
+        told = decoded(self.sae, edited_rows, rows).to(flat.dtype)
         if edited is codes or not self.error_term:
             return told, told
         with torch.no_grad():
-            return told, self.sae.decode(z).to(flat.dtype)
+            return told, decoded(self.sae, z, rows).to(flat.dtype)
 
     def _dtype(self, flat: Tensor) -> torch.dtype:
         weight = getattr(self.sae, "W_dec", None)
