@@ -32,10 +32,13 @@ void make(Pattern *self, nb::handle ptr_, nb::handle index_, std::int64_t group,
         to.assign(index.data(), index.data() + entries);
         to.resize(entries + Pattern::ahead, 0);
     };
-    if (columns <= 65536)
+    if (columns <= 65536) {
         copy(made.narrow);
-    else
+        made.cut_rows(made.narrow.data());
+    } else {
         copy(made.wide);
+        made.cut_rows(made.wide.data());
+    }
     new (self) Pattern(std::move(made));
 }
 
@@ -84,7 +87,8 @@ void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handl
     auto run = [&](const auto *index) {
         SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
             pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups,
-            windows ? 1 : batch, scale, bias, windows ? 0 : pattern.columns};
+            windows ? 1 : batch, scale, bias, windows ? 0 : pattern.columns,
+            windows || pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block};
         with_group(pattern.group, [&](auto r) {
             sparse_product<decltype(r)::value>(w, x, batch, out.data(), batch, tile, n_threads);
         });
@@ -103,11 +107,15 @@ void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handl
     want(std::int64_t(grad.shape(0)) == pattern.rows() && grad.shape(1) == x.shape(1),
          "grad: want a row per row of the matrix, and the columns of x");
     if (pattern.entries() == 0) return;
+    const std::int64_t batch = x.shape(1);
+    std::fill_n(out.data(), batch == 0 ? pattern.entries() * pattern.group : 0, T(0));
     nb::gil_scoped_release unlocked;
     auto run = [&](const auto *index) {
+        SparseRows<T, std::decay_t<decltype(*index)>, T> w{
+            pattern.ptr.data(), index, nullptr, pattern.groups, batch, nullptr, nullptr, pattern.columns,
+            pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block};
         with_group(pattern.group, [&](auto r) {
-            values_gradient<decltype(r)::value>(pattern.ptr.data(), index, pattern.groups, grad.data(), x.data(),
-                                                std::int64_t(x.shape(1)), out.data(), n_threads);
+            values_gradient<decltype(r)::value>(w, grad.data(), x.data(), batch, out.data(), n_threads);
         });
     };
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());

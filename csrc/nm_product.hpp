@@ -79,6 +79,7 @@ inline std::int64_t two_of_four(const float *value, const std::uint8_t *packed, 
     for (; j + 32 <= entries; j += 32) {
         std::uint64_t word;
         std::memcpy(&word, packed + j / 4, sizeof word);
+        prefetch_lines(value + j + 256, 2);
         for (int u = 0; u < 4; ++u) eight(j + 8 * u, static_cast<std::uint32_t>(word >> (16 * u)), total[u]);
     }
     for (; j + 8 <= entries; j += 8) {

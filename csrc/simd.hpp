@@ -26,6 +26,7 @@ template <> struct Vec<float> {
     static Vec partial(const float *p, int count) { return {_mm512_maskz_loadu_ps(mask(count), p)}; }
     void store(float *p) const { _mm512_storeu_ps(p, v); }
     void store_partial(float *p, int count) const { _mm512_mask_storeu_ps(p, mask(count), v); }
+    Vec first(int count) const { return {_mm512_maskz_mov_ps(mask(count), v)}; }  // zero from there on
     float sum() const { return _mm512_reduce_add_ps(v); }
     static __mmask16 mask(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 };
@@ -65,6 +66,7 @@ template <> struct Vec<float> {
     static Vec partial(const float *p, int count) { return {_mm256_maskload_ps(p, first_lanes(count))}; }
     void store(float *p) const { _mm256_storeu_ps(p, v); }
     void store_partial(float *p, int count) const { _mm256_maskstore_ps(p, first_lanes(count), v); }
+    Vec first(int count) const { return {_mm256_and_ps(v, _mm256_castsi256_ps(first_lanes(count)))}; }  // then zero
     float sum() const {
         __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
         half = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -134,9 +136,16 @@ template <class T> inline T fma_one(T a, T b, T c) {
 #endif
 }
 
-// sums[i] = the sum of the lanes of v[i], for as many vectors as a vector has lanes.
+// How many vectors `lane_sums` takes together.
+#if defined(__AVX512F__)
+template <class T> constexpr int summed = Vec<T>::n;
+#else
+template <class T> constexpr int summed = 4;
+#endif
+
+// sums[i] = the sum of the lanes of v[i], for `summed` vectors.
 template <class T> inline void lane_sums(const Vec<T> *v, T *sums) {
-    for (int i = 0; i < Vec<T>::n; ++i) sums[i] = v[i].sum();
+    for (int i = 0; i < summed<T>; ++i) sums[i] = v[i].sum();
 }
 
 #if defined(__AVX512F__)
@@ -153,6 +162,16 @@ template <> inline void lane_sums(const Vec<float> *v, float *sums) {
         c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
     __m512 d = _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
     _mm512_storeu_ps(sums, d);
+}
+#elif defined(__AVX2__)
+// Trees of pairwise additions of neighbours.
+template <> inline void lane_sums(const Vec<float> *v, float *sums) {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0].v, v[1].v), _mm256_hadd_ps(v[2].v, v[3].v));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+template <> inline void lane_sums(const Vec<double> *v, double *sums) {
+    const __m256d a = _mm256_hadd_pd(v[0].v, v[1].v), b = _mm256_hadd_pd(v[2].v, v[3].v);
+    _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31)));
 }
 #endif
 

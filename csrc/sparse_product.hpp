@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "simd.hpp"
@@ -38,11 +40,35 @@ struct Pattern {
     // One of the two holds the columns of the entries; behind them stand `ahead` zeros, for reading ahead.
     std::vector<std::uint16_t> narrow;
     std::vector<std::uint32_t> wide;
+    // Groups of one row only: entry at which row i enters block b of the columns, at [b * groups + i]; empty where a
+    // row's columns do not rise or its blocks hold too few entries to be worth a visit.
+    std::vector<std::uint32_t> cut;
+    std::int64_t block = 0;  // columns of a block
 
     static constexpr std::int64_t ahead = 16;
     std::int64_t entries() const { return ptr.back(); }
     std::int64_t rows() const { return groups * group; }
     bool is_narrow() const { return wide.empty(); }
+
+    // Blocks of about 40 entries a row: fewer cost more to visit than a nearer cache gains. With 256 bytes of each row
+    // of X, a block takes 24 to 128 KiB.
+    template <class Index> void cut_rows(const Index *index) {
+        if (group != 1 || entries() == 0 || entries() >> 32) return;
+        const std::int64_t size = std::clamp<std::int64_t>(40 * groups * columns / entries() / 32 * 32, 96, 512);
+        const std::int64_t blocks = (columns + size - 1) / size;
+        if (blocks < 2 || entries() < 12 * groups * blocks) return;
+        std::vector<std::uint32_t> cuts((blocks + 1) * groups);
+        for (std::int64_t i = 0; i < groups; ++i) {
+            std::int64_t k = ptr[i];
+            for (std::int64_t b = 0; b <= blocks; ++b) {
+                for (; k < ptr[i + 1] && static_cast<std::int64_t>(index[k]) < b * size; ++k)
+                    if (k > ptr[i] && index[k] < index[k - 1]) return;
+                cuts[b * groups + i] = static_cast<std::uint32_t>(k);
+            }
+        }
+        cut = std::move(cuts);
+        block = size;
+    }
 };
 
 template <class T, class Index, class Value> struct SparseRows {
@@ -55,26 +81,53 @@ template <class T, class Index, class Value> struct SparseRows {
     const T *scale;  // per row, after the sum; null: 1
     const T *bias;   // per row; null: 0
     std::int64_t columns = 0;  // rows of X, where they may be packed into slabs; 0: never
+    const std::uint32_t *cut = nullptr;  // of the pattern, where X may be taken block by block
+    std::int64_t block = 0;
 };
 
-// Columns [begin, begin + width) of X with nothing between its rows. Rows that lie a power of two apart fall into few
-// sets of a cache and drive one another out; packed, a slab takes as much cache and as few pages as it has numbers.
-template <class T> class Slab {
+// Room for `count` numbers that a thread keeps from call to call, since fresh pages cost more than filling them; what
+// is larger than a cache is given back when the holder goes.
+template <class T> class Room {
   public:
-    Slab(std::int64_t columns, std::int64_t tile) : tile(tile), room(columns * tile + 64 / sizeof(T)) {
-        auto at = reinterpret_cast<std::uintptr_t>(room.data());
-        first = room.data() + (63 & (64 - at % 64)) / sizeof(T);
+    explicit Room(std::int64_t count) {
+        const std::int64_t bytes = count * std::int64_t(sizeof(T)) + 64;
+        static thread_local std::unique_ptr<char[]> kept;
+        static thread_local std::int64_t size = 0;
+        if (bytes > most) {
+            own.reset(new char[bytes]);
+        } else if (bytes > size) {
+            kept.reset(new char[bytes]);
+            size = bytes;
+        }
+        char *at = own ? own.get() : kept.get();
+        first = reinterpret_cast<T *>(at + (63 & (64 - reinterpret_cast<std::uintptr_t>(at) % 64)));
     }
-    const T *pack(const T *x, std::int64_t columns, std::int64_t stride, std::int64_t width) {
-        for (std::int64_t i = 0; i < columns; ++i) std::copy_n(x + i * stride, width, first + i * tile);
-        return first;
-    }
-    const std::int64_t tile;
+    T *data() { return first; }
 
   private:
-    std::vector<T> room;
+    static constexpr std::int64_t most = 1 << 20;
+    std::unique_ptr<char[]> own;
     T *first;
 };
+
+// f(0), ..., f(N - 1) with constants, so that what they index stays in registers.
+template <class F, int... J> __attribute__((always_inline)) inline void each(std::integer_sequence<int, J...>, F f) {
+    (f(std::integral_constant<int, J>()), ...);
+}
+template <int N, class F> __attribute__((always_inline)) inline void each(F f) {
+    each(std::make_integer_sequence<int, N>(), f);
+}
+
+inline void prefetch_lines(const void *from, std::int64_t lines) {
+    for (std::int64_t i = 0; i < lines; ++i) __builtin_prefetch(static_cast<const char *>(from) + 64 * i);
+}
+
+// Columns [0, width) of `count` rows of X with nothing between them. Rows that lie a power of two apart fall into few
+// sets of a cache and drive one another out; packed, a slab takes as much cache and as few pages as it has numbers.
+template <class T>
+void pack(const T *x, std::int64_t count, std::int64_t stride, std::int64_t width, T *to, std::int64_t to_stride) {
+    for (std::int64_t i = 0; i < count; ++i) std::copy_n(x + i * stride, width, to + i * to_stride);
+}
 
 // Parts of about equal work: an entry counts one, and so does a group, however empty.
 template <class Run> void by_entries(const std::int64_t *ptr, std::int64_t groups, int threads, Run run) {
@@ -160,44 +213,115 @@ void tile_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t wi
     }
 }
 
+// Adds the entries [k, end) of one row to N vectors of its sums; `panel` is X in rows of N vectors.
+template <int N, class T, class Index, class Value>
+__attribute__((noinline)) void add_segment(const SparseRows<T, Index, Value> &w, std::int64_t k, std::int64_t end,
+                                           const T *panel, T *out, bool first) {
+    using V = Vec<T>;
+    V sum[N];
+    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = first ? V::zero() : V::load(out + j * V::n); });
+    const Index *index = w.index;
+    const Value *value = w.value;
+    for (; k < end; ++k) {
+        const T *row = panel + static_cast<std::int64_t>(index[k]) * (N * V::n);
+        const V a = V::all(static_cast<T>(widen(value[k])));
+        each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(a, V::load(row + j * V::n), sum[j]); });
+    }
+    each<N>([&](auto j) __attribute__((always_inline)) { sum[j].store(out + j * V::n); });
+}
+
+// N vectors of columns, for the rows [from, to): X is taken in blocks of its rows that stay in a near cache, each
+// row's sums go on from block to block, and the few entries of the rows to come are asked for ahead of time, since no
+// hardware foresees where they begin.
+template <int N, class T, class Index, class Value>
+void blocked_part(const SparseRows<T, Index, Value> &w, const T *x, T *out, std::int64_t out_stride, std::int64_t from,
+                  std::int64_t to) {
+    constexpr std::int64_t width = N * Vec<T>::n, ahead = 12, soon = 4;
+    const std::int64_t blocks = (w.columns + w.block - 1) / w.block;
+    // as many lines for every row, since a loop of another length each time is foreseen by no hardware either
+    const std::int64_t usual = (w.ptr[w.groups] - w.ptr[0]) / (w.groups * blocks);
+    const std::int64_t value_lines = usual * sizeof(Value) / 64 + 2, index_lines = usual * sizeof(Index) / 64 + 1;
+    Room<T> room(w.block * width);
+    for (std::int64_t b = 0; b < blocks; ++b) {
+        const std::int64_t low = b * w.block;
+        pack(x + low * w.stride, std::min(w.block, w.columns - low), w.stride, width, room.data(), width);
+        const std::uint32_t *begin = w.cut + b * w.groups, *end = begin + w.groups;
+        for (std::int64_t i = from; i < to; ++i) {
+            if (const std::int64_t later = i + ahead; later < to) {
+                prefetch_lines(w.value + begin[later], value_lines);
+                prefetch_lines(w.index + begin[later], index_lines);
+            }
+            if (i + soon < to) prefetch_lines(out + (i + soon) * out_stride, width * sizeof(T) / 64);
+            add_segment<N>(w, begin[i], end[i], room.data() - low * width, out + i * out_stride, b == 0);
+        }
+    }
+    for (std::int64_t i = from; (w.scale || w.bias) && i < to; ++i)
+        for (std::int64_t c = 0; c < width; ++c) {
+            T &sum = out[i * out_stride + c];
+            sum = (w.scale ? sum * w.scale[i] : sum) + (w.bias ? w.bias[i] : T(0));
+        }
+}
+
 // out[i, :batch] = sum_k value[k] X[index[k], :batch] for the rows of the groups [from, to), `tile` columns at a time.
 template <int R, class T, class Index, class Value>
 void product_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t batch, T *out,
                   std::int64_t out_stride, std::int64_t tile, std::int64_t from, std::int64_t to) {
+    std::int64_t begin = 0;
+    if constexpr (R == 1) {
+        constexpr std::int64_t n = Vec<T>::n;
+        for (; w.cut && begin + 8 * n <= batch; begin += 8 * n) blocked_part<8>(w, x + begin, out + begin, out_stride, from, to);
+        for (; w.cut && begin + 4 * n <= batch; begin += 4 * n) blocked_part<4>(w, x + begin, out + begin, out_stride, from, to);
+    }
     // a column of X that few entries read is not worth a copy
     const bool packed = w.columns > 0 && tile < batch && w.ptr[to] - w.ptr[from] >= 6 * w.columns;
-    Slab<T> slab(packed ? w.columns : 0, tile);
     SparseRows<T, Index, Value> within = w;
     if (packed) within.stride = tile;
-    for (std::int64_t begin = 0; begin < batch; begin += tile) {
+    for (; begin < batch; begin += tile) {
         const std::int64_t width = std::min(tile, batch - begin);
-        const T *at = packed ? slab.pack(x + begin, w.columns, w.stride, width) : x + begin;
-        tile_part<R>(within, at, width, out + begin, out_stride, from, to);
+        if (packed) {
+            Room<T> room(w.columns * tile);
+            pack(x + begin, w.columns, w.stride, width, room.data(), tile);
+            tile_part<R>(within, room.data(), width, out + begin, out_stride, from, to);
+        } else {
+            tile_part<R>(within, x + begin, width, out + begin, out_stride, from, to);
+        }
     }
 }
 
-// Adds value[k] x[index[k]] over whole blocks from k on to *sum; returns where it stopped. Numbers are put together
-// four at a time: two to three times as fast as single multiplications, and than the gather instruction.
+// Adds value[k] x[index[k]] over [k, end) to *sum, where the instruction set has vectors for it; returns where it
+// stopped. Numbers are put together four at a time: two to three times as fast as single multiplications, and than the
+// gather instruction. The last vector reads indices past the end (of the next row, or the zeros behind all) and no
+// number of theirs counts.
 template <class Index>
 inline std::int64_t gathered_dot(const float *value, const Index *index, const float *x, std::int64_t k,
                                  std::int64_t end, float *sum) {
 #if defined(__AVX2__) || defined(__AVX512F__)
+    constexpr int n = Vec<float>::n;
     auto four = [&](std::int64_t e) { return _mm_setr_ps(x[index[e]], x[index[e + 1]], x[index[e + 2]], x[index[e + 3]]); };
     auto eight = [&](std::int64_t e) { return _mm256_set_m128(four(e + 4), four(e)); };
-    Vec<float> total = Vec<float>::zero();
-    for (; k + Vec<float>::n <= end; k += Vec<float>::n) {
+    auto gathered = [&](std::int64_t e) {
 #if defined(__AVX512F__)
-        Vec<float> gathered{_mm512_insertf32x8(_mm512_castps256_ps512(eight(k)), eight(k + 8), 1)};
+        return Vec<float>{_mm512_insertf32x8(_mm512_castps256_ps512(eight(e)), eight(e + 8), 1)};
 #else
-        Vec<float> gathered{eight(k)};
+        return Vec<float>{eight(e)};
 #endif
-        total = fma(Vec<float>::load(value + k), gathered, total);
+    };
+    Vec<float> total = Vec<float>::zero();
+    for (; k + n <= end; k += n) {
+        __builtin_prefetch(value + k + 256);
+        __builtin_prefetch(index + k + 256);
+        total = fma(Vec<float>::load(value + k), gathered(k), total);
+    }
+    if (k < end) {
+        const int left = static_cast<int>(end - k);
+        total = fma(Vec<float>::partial(value + k, left), gathered(k).first(left), total);
     }
     *sum += total.sum();
+    return end;
 #else
     (void)value, (void)index, (void)x, (void)end, (void)sum;
-#endif
     return k;
+#endif
 }
 
 // One column: single numbers are gathered.
@@ -244,57 +368,103 @@ void sparse_product(const SparseRows<T, Index, Value> &w, const T *x, std::int64
     });
 }
 
-// gradient[k * R + r] = <dO[g * R + r, :], X[index[k], :]>: of the stored values only.
-template <int R, class T, class Index>
-void values_gradient_part(const std::int64_t *ptr, const Index *index, const T *grad, const T *x, std::int64_t batch,
-                          T *gradient, std::int64_t from, std::int64_t to) {
+// Entries [k, end) of one group: gradient[e * R + r] (first ? = : +=) <rows[r, :width], X[index[e], :width]>. `rows`
+// are `stride` apart and those of X `x_stride`; width is N vectors where Whole, else fewer numbers.
+template <int R, int N, bool Whole, class T, class Index>
+__attribute__((noinline)) void gradient_segment(const Index *index, std::int64_t k, std::int64_t end, const T *rows,
+                                                std::int64_t stride, const T *x, std::int64_t x_stride,
+                                                std::int64_t width, T *gradient, bool first) {
     using V = Vec<T>;
-    constexpr int n = V::n, N = R == 1 ? 4 : R == 4 ? 2 : 1;
-    for (std::int64_t g = from; g < to; ++g) {
-        const T *rows = grad + g * R * batch;
-        for (std::int64_t b = 0; b == 0 || b < batch; b += N * n) {
-            const std::int64_t left = batch - b;
-            V given[R][N];
-            int count[N];
-            for (int j = 0; j < N; ++j) {
-                count[j] = static_cast<int>(std::clamp<std::int64_t>(left - j * n, 0, n));
-                for (int r = 0; r < R; ++r)
-                    given[r][j] = count[j] == n ? V::load(rows + r * batch + b + j * n)
-                                  : count[j]    ? V::partial(rows + r * batch + b + j * n, count[j])
-                                                : V::zero();
+    constexpr int n = V::n, U = summed<T>, E = std::max(U / R, 1);  // E entries at a time make whole lane sums
+    auto load = [&](const T *p, int j) __attribute__((always_inline)) {
+        if constexpr (Whole) return V::load(p + j * n);
+        const auto count = static_cast<int>(std::clamp<std::int64_t>(width - j * n, 0, n));
+        return count == n ? V::load(p + j * n) : count ? V::partial(p + j * n, count) : V::zero();
+    };
+    V given[R * N];
+    each<R * N>([&](auto i) __attribute__((always_inline)) { given[i] = load(rows + i / N * stride, i % N); });
+    for (; k < end; k += E) {
+        V sums[E * R];
+        T totals[E * R];
+        each<E>([&](auto i) __attribute__((always_inline)) {
+            const std::int64_t e = std::min<std::int64_t>(k + i, end - 1);  // what is past the end goes nowhere
+            const T *row = x + static_cast<std::int64_t>(index[e]) * x_stride;
+            each<R>([&](auto r) __attribute__((always_inline)) { sums[i * R + r] = V::zero(); });
+            each<N>([&](auto j) __attribute__((always_inline)) {
+                const V part = load(row, j);
+                each<R>([&](auto r) __attribute__((always_inline)) {
+                    sums[i * R + r] = fma(given[r * N + j], part, sums[i * R + r]);
+                });
+            });
+        });
+        each<E * R / U>([&](auto q) __attribute__((always_inline)) { lane_sums(sums + q * U, totals + q * U); });
+        T *to = gradient + k * R;
+        if (k + E <= end)
+            each<E * R>([&](auto i) __attribute__((always_inline)) { to[i] = first ? totals[i] : to[i] + totals[i]; });
+        else
+            for (int i = 0; i < (end - k) * R; ++i) to[i] = first ? totals[i] : to[i] + totals[i];
+    }
+}
+
+// The part that columns [0, width) of dO and X give, for the groups [from, to). X is taken in blocks of its rows where
+// the pattern is cut, as in products.
+template <int R, int N, bool Whole, class T, class Index>
+void gradient_part(const SparseRows<T, Index, T> &w, const T *grad, const T *x, std::int64_t batch, std::int64_t width,
+                   T *gradient, bool first, std::int64_t from, std::int64_t to) {
+    constexpr std::int64_t ahead = 12;
+    if (!w.cut) {
+        for (std::int64_t g = from; g < to; ++g)
+            gradient_segment<R, N, Whole>(w.index, w.ptr[g], w.ptr[g + 1], grad + g * R * batch, batch, x, batch, width,
+                                          gradient, first);
+        return;
+    }
+    const std::int64_t blocks = (w.columns + w.block - 1) / w.block;
+    const std::int64_t usual = (w.ptr[w.groups] - w.ptr[0]) / (w.groups * blocks);
+    const std::int64_t value_lines = usual * sizeof(T) / 64 + 2, index_lines = usual * sizeof(Index) / 64 + 1;
+    Room<T> room(w.block * width);
+    for (std::int64_t b = 0; b < blocks; ++b) {
+        const std::int64_t low = b * w.block;
+        pack(x + low * batch, std::min(w.block, w.columns - low), batch, width, room.data(), width);
+        const std::uint32_t *begin = w.cut + b * w.groups, *end = begin + w.groups;
+        for (std::int64_t g = from; g < to; ++g) {
+            if (const std::int64_t later = g + ahead; later < to) {
+                prefetch_lines(gradient + begin[later], value_lines);
+                prefetch_lines(w.index + begin[later], index_lines);
+                prefetch_lines(grad + later * batch, width * sizeof(T) / 64);
             }
-            const bool whole = count[N - 1] == n;
-            auto inner = [&](std::int64_t k, int r) {
-                const T *row = x + static_cast<std::int64_t>(index[k]) * batch + b;
-                const T *later = x + static_cast<std::int64_t>(index[k + Pattern::ahead]) * batch + b;
-                for (int j = 0; j < N; j += 64 / int(sizeof(V))) __builtin_prefetch(later + j * n);
-                V sum = V::zero();
-                for (int j = 0; j < N; ++j)
-                    sum = fma(given[r][j], whole ? V::load(row + j * n) : count[j] ? V::partial(row + j * n, count[j]) : V::zero(), sum);
-                return sum;
-            };
-            const std::int64_t entries = (ptr[g + 1] - ptr[g]) * R;
-            T *to_ = gradient + ptr[g] * R;
-            std::int64_t e = 0;
-            for (; e < entries; e += n) {
-                V sums[n];
-                T totals[n];
-                const int block = static_cast<int>(std::min<std::int64_t>(n, entries - e));
-                for (int i = 0; i < n; ++i)
-                    sums[i] = i < block ? inner(ptr[g] + (e + i) / R, static_cast<int>((e + i) % R)) : V::zero();
-                lane_sums(sums, totals);
-                for (int i = 0; i < block; ++i) to_[e + i] = b == 0 ? totals[i] : to_[e + i] + totals[i];
-            }
+            gradient_segment<R, N, Whole>(w.index, begin[g], end[g], grad + g * batch, batch, room.data() - low * width,
+                                          width, width, gradient, first);
         }
     }
 }
 
+// gradient[k * R + r] = <dO[g * R + r, :], X[index[k], :]>: of the stored values only.
 template <int R, class T, class Index>
-void values_gradient(const std::int64_t *ptr, const Index *index, std::int64_t groups, const T *grad, const T *x,
-                     std::int64_t batch, T *gradient, int asked) {
-    const int threads = threads_for((ptr[groups] - ptr[0] + groups) * R * batch, asked, 1 << 18);
-    by_entries(ptr, groups, threads, [&](std::int64_t from, std::int64_t to) {
-        values_gradient_part<R>(ptr, index, grad, x, batch, gradient, from, to);
+void values_gradient_part(const SparseRows<T, Index, T> &w, const T *grad, const T *x, std::int64_t batch, T *gradient,
+                          std::int64_t from, std::int64_t to) {
+    constexpr int n = Vec<T>::n, N = R == 1 ? 8 : R == 4 ? 2 : 1, last = R == 1 ? 2 : 1;
+    for (std::int64_t c = 0; c < batch;) {
+        const std::int64_t left = batch - c;
+        auto run = [&](auto vectors, auto whole, std::int64_t width) {
+            gradient_part<R, decltype(vectors)::value, decltype(whole)::value>(w, grad + c, x + c, batch, width, gradient,
+                                                                               c == 0, from, to);
+            c += width;
+        };
+        if (left >= N * n)
+            run(std::integral_constant<int, N>(), std::true_type(), N * n);
+        else if (N > 4 && left >= 4 * n)
+            run(std::integral_constant<int, std::min(N, 4)>(), std::true_type(), 4 * n);
+        else
+            run(std::integral_constant<int, last>(), std::false_type(), std::min<std::int64_t>(left, last * n));
+    }
+}
+
+template <int R, class T, class Index>
+void values_gradient(const SparseRows<T, Index, T> &w, const T *grad, const T *x, std::int64_t batch, T *gradient,
+                     int asked) {
+    const int threads = threads_for((w.ptr[w.groups] - w.ptr[0] + w.groups) * R * batch, asked, 1 << 18);
+    by_entries(w.ptr, w.groups, threads, [&](std::int64_t from, std::int64_t to) {
+        values_gradient_part<R>(w, grad, x, batch, gradient, from, to);
     });
 }
 

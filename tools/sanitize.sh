@@ -51,7 +51,8 @@ while time.monotonic() < end:
     values, indices = reference.top_k(x, k)
     assert np.array_equal(found.indices, indices), (rows, n, k, levels, x.dtype)
     assert np.array_equal(found.values, values, equal_nan=True), (rows, n, k, levels, x.dtype)
-    group, rows, columns = int(draw.choice([1, 4, 8])), int(draw.integers(0, 9)), int(draw.integers(1, 90))
+    group, rows = int(draw.choice([1, 4, 8])), int(draw.integers(0, 9))
+    columns = int(draw.integers(1, draw.choice([90, 900])))  # many: taken block by block
     batch, dtype = int(draw.integers(0, 300)), draw.choice([np.float32, np.float64])
     mask = draw.random((rows, columns)) < draw.choice([0, 0.1, 0.5, 1])
     pattern = Pattern(np.concatenate([[0], np.cumsum(mask.sum(1))]), np.nonzero(mask)[1], group=group, columns=columns)

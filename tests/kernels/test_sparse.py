@@ -163,6 +163,45 @@ def test_wide_batches_in_slabs_are_the_whole_to_the_bit(group, kind):
     np.testing.assert_allclose(out, dense(pattern, value) @ x, rtol=2e-4, atol=2e-3 if kind is np.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [700, 70000])
+def test_blocks_of_columns_are_the_whole(kind, columns):
+    """Many entries a row: X is taken block by block; rows may be empty, full or out of order, batches of any width."""
+    g = np.random.default_rng(columns)
+    mask = g.random((9, columns)) < np.float64([0, 1, *[0.3] * 7])[:, None]
+    ptr, index = np.concatenate([[0], np.cumsum(mask.sum(1))]), np.nonzero(mask)[1]
+    pattern = Pattern(ptr, index, columns=columns)
+    value = g.standard_normal((len(index), 1)).astype(kind)
+    bias, scale = (g.standard_normal(9).astype(kind) for _ in range(2))
+    turned = np.arange(len(index))
+    turned[ptr[2] : ptr[3]] = turned[ptr[2] : ptr[3]][::-1]
+    mixed = Pattern(ptr, index[turned], columns=columns)
+    W = dense(pattern, value)
+    tol = {"rtol": 1e-3, "atol": 0.02 if kind is np.float32 else 1e-9}
+    for batch in (16, 31, 32, 64, 107):
+        x = misaligned(g.standard_normal((columns, batch)).astype(kind))
+        want = scale[:, None] * (W @ x) + bias[:, None]
+        out = pattern.product(value, x, bias=bias, scale=scale)
+        np.testing.assert_allclose(out, want, **tol)
+        np.testing.assert_allclose(mixed.product(value[turned], x, bias=bias, scale=scale), want, **tol)
+        for threads in (1, 3):
+            np.testing.assert_array_equal(pattern.product(value, x, bias=bias, scale=scale, n_threads=threads), out)
+    half = narrowed(value.astype(np.float32))
+    x = g.standard_normal((columns, 64)).astype(np.float32)
+    np.testing.assert_array_equal(pattern.product(half, x), pattern.product(widened(half), x))
+    x[0] = np.nan  # of the others, only rows that store column 0 see it
+    np.testing.assert_array_equal(np.isnan(pattern.product(half, x)).all(1), mask[:, 0])
+
+
+def test_single_columns_read_no_number_of_another_row():
+    """Behind the entries of each row stand those of the next, whose missing or infinite inputs must not count."""
+    for length in range(1, 20):
+        pattern = Pattern([0, length, length + 1], [*range(length), length], columns=length + 1)
+        x = np.ones((length + 1, 1), np.float32)
+        x[-1] = np.inf
+        np.testing.assert_array_equal(pattern.product(np.ones((length + 1, 1), np.float32), x), [[length], [np.inf]])
+
+
 def test_missing_and_infinite_numbers_in_two_of_four():
     """As the reference over stored entries: a group's other columns are not read, whatever stands there."""
     g = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import numpy as np
 from ellzero.errors import InputError, check_array, check_choice, check_integer
 from ellzero.kernels._dispatch import CHOICE
 
-__all__ = ["GROUPS", "Pattern", "nm_product"]
+__all__ = ["GROUPS", "PRODUCT_DTYPES", "Pattern", "nm_product"]
 
 GROUPS = (1, 4, 8)
 """Rows that may share one pattern."""
@@ -22,6 +22,11 @@ GROUPS = (1, 4, 8)
 # A slab of x that the rows read again and again: columns taken at a time, so that it stays in a core's L2 (512 KiB on
 # many a CPU, with room left for the values that pass through).
 _TILE_BYTES = 400 * 1024
+
+
+# Per type of stored values, that of their products.
+PRODUCT_DTYPES = {np.dtype(kind): np.dtype(np.float32) for kind in (np.float32, np.int8, np.uint16)}
+PRODUCT_DTYPES[np.dtype(np.float64)] = np.dtype(np.float64)
 
 
 def _tile(features: int, batch: int, itemsize: int) -> int:
@@ -32,6 +37,8 @@ def _tile(features: int, batch: int, itemsize: int) -> int:
 
 
 def _threads(n_threads: int | None) -> int:
+    if type(n_threads) is int and n_threads > 0:
+        return n_threads
     return 0 if n_threads is None else check_integer("n_threads", n_threads, at_least=1)
 
 
@@ -117,9 +124,9 @@ class Pattern:
         ------
         InputError : shapes or dtypes that do not fit.
         """
-        kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
-        check_choice("value.dtype", value.dtype.name, ("float32", "float64", "int8", "uint16"))
-        x = _dense("x", x, self.columns, kind)
+        if value.dtype not in PRODUCT_DTYPES:
+            check_choice("value.dtype", value.dtype.name, tuple(kind.name for kind in PRODUCT_DTYPES))
+        x = _dense("x", x, self.columns, PRODUCT_DTYPES[value.dtype])
         return self._run(value, x, x.shape[1], bias, scale, out, n_threads)
 
     def slide(
@@ -159,9 +166,9 @@ class Pattern:
         # the windows of a convolution overlap: together they are as large as x itself
         features = self.columns if x.ndim == 2 else -(-len(x) // batch)
         tile = _tile(features, batch, kind.itemsize)
-        CHOICE.module.sparse_product(
-            self._native, np.ascontiguousarray(value), x, out, _row(scale), _row(bias), tile, threads
-        )
+        if not value.flags.c_contiguous:
+            value = np.ascontiguousarray(value)
+        CHOICE.module.sparse_product(self._native, value, x, out, _row(scale), _row(bias), tile, threads)
         return out
 
     def _reference(self, value: np.ndarray, x: np.ndarray, bias: Any, scale: Any) -> np.ndarray:
@@ -269,6 +276,8 @@ def _whole(name: str, given: Any) -> np.ndarray:
 
 
 def _dense(name: str, x: np.ndarray, rows: int, kind: np.dtype) -> np.ndarray:
+    if type(x) is np.ndarray and x.ndim == 2 and x.shape[0] == rows and x.dtype == kind and x.flags.c_contiguous:
+        return x  # nothing to say: small products would spend most of their time in the checks
     x = check_array(name, x, ndim=2, shape=(rows, None), finite=False, allow_empty=True)
     if x.dtype != kind:
         raise InputError(f"{name}: got {x.dtype}, want {kind}, the kind of the values")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ellzero.errors import InputError, check_choice
-from ellzero.kernels.sparse import Pattern, narrowed, widened
+from ellzero.kernels.sparse import PRODUCT_DTYPES, Pattern, narrowed, widened
 from ellzero.layouts.base import Layout, checked_dense, columns_first
 from ellzero.registry import register
 
@@ -34,7 +34,7 @@ class _Stored(Layout):
     @property
     def dtype(self) -> np.dtype:
         """Of products and of the dense matrix: float64 where the values are, else float32."""
-        return np.dtype(np.float64 if self.value.dtype == np.float64 else np.float32)
+        return PRODUCT_DTYPES[self.value.dtype]
 
     @property
     def nnz(self) -> int:
