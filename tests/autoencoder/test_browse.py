@@ -144,8 +144,8 @@ def test_a_model_without_logits_is_shown_without_them(tmp_path):
 def test_thousands_of_latents_stay_a_few_megabytes(tmp_path):
     model, tokenizer = reference_language_model()
     sae = SparseAutoencoder.from_preset("topk", d_in=128, d_sae=4096, k=32).eval()
-    texts = [" ".join(f"word{(i * j) % 997}" for i in range(300)) for j in range(1, 12)]
-    scores = browse(sae, model, "layers.2", texts, tokenizer, tmp_path / "page.html", tokens=8000)
+    texts = [" ".join(f"word{(i * j) % 997}" for i in range(300)) for j in range(1, 5)]
+    scores = browse(sae, model, "layers.2", texts, tokenizer, tmp_path / "page.html", tokens=3000)
     assert scores["bytes"] < 4_000_000
     assert scores["dead"] < 0.9
 

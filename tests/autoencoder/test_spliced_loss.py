@@ -125,10 +125,20 @@ def test_what_has_no_next_token_is_refused(world):
     with torch.random.fork_rng():
         bare, masked = transformers.BertModel(config), transformers.BertForMaskedLM(config)
     small = SparseAutoencoder.from_preset("topk", d_in=8, d_sae=8, k=2)
+    for headless in (bare, masked):
+        with pytest.raises(InputError, match="predicts the next token"):
+            cross_entropy_recovered(headless, "layers.0", small, tokens=[[1, 2, 3]])
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(9, 8)
+
+        def forward(self, tokens):
+            return self.embedding(tokens).mean(1)
+
     with pytest.raises(InputError, match="gives no logits"):
-        cross_entropy_recovered(bare, "layers.0", small, tokens=[[1, 2, 3]])
-    with pytest.raises(InputError, match="predicts the next token"):
-        cross_entropy_recovered(masked, "layers.0", small, tokens=[[1, 2, 3]])
+        cross_entropy_recovered(Pooled(), "embedding", small, tokens=[[1, 2, 3]])
     with pytest.raises(InputError, match="no two tokens"):
         cross_entropy_recovered(model, HOOK, Same(), tokens=[[5], [6]])
     with pytest.raises(InputError, match="takes 64"):

@@ -19,8 +19,8 @@ from torch import nn
 from ellzero.autoencoder.browse_page import render
 from ellzero.autoencoder.metrics import evaluate
 from ellzero.autoencoder.splice import attach
-from ellzero.autoencoder.spliced_loss import cross_entropy_recovered
-from ellzero.errors import InputError, check_integer
+from ellzero.autoencoder.spliced_loss import cross_entropy_recovered, predicts_next
+from ellzero.errors import check_integer
 from ellzero.io import atomic
 from ellzero.models.activations import ActivationStream, evaluating
 from ellzero.models.lens import logit_lens, pieces
@@ -199,12 +199,11 @@ def _scores(
 ) -> dict[str, Any]:
     stream = ActivationStream(model, hook=hook, texts=texts, tokenizer=tokenizer, context=context)
     scores: dict[str, Any] = evaluate(sae, stream)
-    try:
-        loss = cross_entropy_recovered(
-            model, hook, sae, texts=texts, tokenizer=tokenizer, context=context, ablation=ablation
-        )
-    except InputError as error:  # no language model: everything else can still be shown
-        return {**scores, "loss": f"not measured ({error})"}
+    if not predicts_next(model):  # everything else can still be shown
+        return {**scores, "loss": "not measured, the model predicts no next token"}
+    loss = cross_entropy_recovered(
+        model, hook, sae, texts=texts, tokenizer=tokenizer, context=context, ablation=ablation
+    )
     return {**scores, "ce_recovered": loss.recovered, "loss": loss.statement}
 
 

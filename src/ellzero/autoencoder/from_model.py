@@ -20,7 +20,7 @@ from ellzero.autoencoder.metrics import evaluate
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.presets import preset as find_preset
 from ellzero.autoencoder.sources import read_documents
-from ellzero.autoencoder.spliced_loss import ABLATIONS, SplicedLoss, cross_entropy_recovered
+from ellzero.autoencoder.spliced_loss import ABLATIONS, SplicedLoss, cross_entropy_recovered, predicts_next
 from ellzero.autoencoder.trainer import SAETrainer
 from ellzero.errors import InputError, check, check_choice, check_integer, suggestion
 from ellzero.io import atomic
@@ -109,8 +109,12 @@ def train_on_model(
     stream = ActivationStream(net, texts=train, batch_size=batch_size, buffer=max(65_536, batch_size), **reading)
     acts = stream.collect() if 4 * width * stream.rows <= _MEMORY else stream
     trainer.fit(acts, progress=progress, checkpoint=checkpoint)
-    scores = evaluate(sae, ActivationStream(net, texts=rest, **reading))
-    loss = _loss(net, hook, sae, rest, tokenizer, context, ablation)
+    if target is not None:
+        sae.save(target)
+    scores, loss = evaluate(sae, ActivationStream(net, texts=rest, **reading)), None
+    if predicts_next(net):
+        asked = {"texts": rest, "tokenizer": tokenizer, "context": context, "ablation": ablation}
+        loss = cross_entropy_recovered(net, hook, sae, **asked)
     record = {
         "format": FORMAT, "version": VERSION, "model": str(model), "hook": hook, "module": stream.name,
         "texts": None if texts is None else str(texts), "context": stream.context, "preset": preset, "d_in": width,
@@ -119,7 +123,6 @@ def train_on_model(
         "loss": None if loss is None else asdict(loss),
     }  # fmt: skip
     if target is not None:
-        sae.save(target)
         atomic.write_json(target / RECORD, record)
     return TrainedOnModel(sae, scores, loss, record)
 
@@ -165,16 +168,6 @@ def _width(net: nn.Module, texts: list[str], reading: Mapping[str, Any]) -> int:
     longest = max(texts[:16], key=len)
     probe = ActivationStream(net, texts=[longest], sequences=1, batch_size=1, buffer=1, **reading)
     return next(iter(probe)).shape[1]
-
-
-def _loss(
-    net: nn.Module, hook: str, sae: Any, texts: list[str], tokenizer: Any, context: int | None, ablation: str
-) -> SplicedLoss | None:
-    if not hasattr(net, "get_output_embeddings") or net.get_output_embeddings() is not None:
-        return cross_entropy_recovered(
-            net, hook, sae, texts=texts, tokenizer=tokenizer, context=context, ablation=ablation
-        )
-    return None
 
 
 def read_record(directory: str | Path) -> dict[str, Any] | None:

@@ -18,11 +18,13 @@ from ellzero.errors import InputError, check_choice
 from ellzero.models.activations import ActivationStream, evaluating
 from ellzero.registry import register
 
-__all__ = ["SplicedLoss", "cross_entropy_recovered"]
+__all__ = ["SplicedLoss", "cross_entropy_recovered", "predicts_next"]
 
 ABLATIONS = ("mean", "zero")
 # Positions whose logits are looked at together: 200 MB of float32 for 50,000 tokens.
 _ROWS = 1024
+# Entries of the codes of one forward pass: 256 MB of float32.
+_BLOCK = 2**26
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def cross_entropy_recovered(
     tokenizer: Any = None,
     ablation: str = "mean",
     context: int | None = None,
-    sequences: int = 16,
+    sequences: int | None = None,
     drop_bos: bool = True,
 ) -> SplicedLoss:
     """How much of a language model's next-token loss survives the reconstruction at one module.
@@ -85,7 +87,8 @@ def cross_entropy_recovered(
     model : gives logits ``[batch, time, vocabulary]`` of the next token, or an output with ``logits``.
     hook : the module, as ``ellzero.models.sites.locate`` reads it.
     sae : anything with ``d_in``, ``encode`` and ``decode``, in the mode it is in.
-    texts, tokens, tokenizer, context, sequences : as for ``ActivationStream``; give held-out ones.
+    texts, tokens, tokenizer, context : as for ``ActivationStream``; give held-out ones.
+    sequences : windows per forward pass; by default 16, or as many as codes fit into 256 MB.
     ablation : what recovery is measured against: the activations' ``"mean"`` over these tokens, or ``"zero"``. The
         latter is the weaker baseline, and makes recovery look better.
     drop_bos : leave special tokens as they are, and count no prediction of or from one.
@@ -95,8 +98,10 @@ def cross_entropy_recovered(
     InputError : no text, a model without such logits, or an autoencoder of another width.
     """
     check_choice("ablation", ablation, ABLATIONS)
-    if type(model).__name__.endswith("ForMaskedLM"):
+    if not predicts_next(model):
         raise InputError(f"model: got {type(model).__name__}, want a model that predicts the next token")
+    if sequences is None:  # the codes of one forward pass must fit into memory
+        sequences = min(max(_BLOCK // ((context or 128) * getattr(sae, "d_sae", 1)), 1), 16)
     stream = ActivationStream(
         model, hook=hook, texts=texts, tokens=tokens, tokenizer=tokenizer, context=context, sequences=sequences,
         drop_bos=drop_bos,
@@ -122,6 +127,13 @@ def cross_entropy_recovered(
     lost = ablated - plain
     recovered = (ablated - spliced) / lost if lost != 0 else float("nan")
     return SplicedLoss(recovered, plain, spliced, ablated, spliced - plain, kl, ablation, count, not drop_bos)
+
+
+def predicts_next(model: nn.Module) -> bool:
+    """Whether a model has a head, and not one for masked tokens; a model of foreign make gets the benefit of doubt."""
+    if type(model).__name__.endswith("ForMaskedLM"):
+        return False
+    return not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is not None
 
 
 class _Constant:

@@ -1,4 +1,4 @@
-"""The command line: ``ellzero compare | take | apply | methods | config``.
+"""The command line: ``ellzero compare | take | apply | train | browse | methods | config``.
 
 Lives here: options, tables, progress and one-line errors; each command maps onto one function of the library.
 Does not live here: anything that fits, reads or writes a result. Importing it loads no torch, scikit-learn or plotly.
