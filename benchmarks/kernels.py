@@ -35,7 +35,7 @@ def interleaved(ways, repeats, threads):
     """Median (CPU seconds per thread, seconds of the clock) of each way; it is called with the number of the round.
 
     Each round has an order of its own, since a way finds in the caches what the one before it left there. A way that
-    takes longer than LIMIT the first time is not run again, and its name says so.
+    takes more CPU time than LIMIT in its second round is not run again, and its name says so.
     """
     times, long = {name: [] for name in ways}, {}
     for i in range(-2, repeats):
@@ -45,9 +45,9 @@ def interleaved(ways, repeats, threads):
             spent = (time.process_time() - cpu) / threads, time.perf_counter() - clock
             if i >= 0:
                 times[name].append(spent)
-            elif spent[1] > LIMIT:
+            elif i == -1 and spent[0] > LIMIT:
                 long[name] = spent
-    once = {f"{name} (one run of {spent[1]:.0f} s)": np.array(spent) for name, spent in long.items()}
+    once = {f"{name} (one run of {spent[0]:.0f} s)": np.array(spent) for name, spent in long.items()}
     return {name: np.median(spent, axis=0) for name, spent in times.items() if spent} | once
 
 
