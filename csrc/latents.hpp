@@ -56,6 +56,32 @@ template <class T> class RowSum {
   public:
     void clear() { from.clear(), scale.clear(); }
     void add(T a, const T *row) { from.push_back(row), scale.push_back(a); }
+    std::size_t count() const { return from.size(); }
+    // The same for one row, and the squared norm of what `to` then holds.
+    T run_square(T *to, std::int64_t d, const T *later) {
+        using V = Vec<T>;
+        const V a = V::all(scale[0]);
+        const T *row = from[0];
+        V even = V::zero(), odd = V::zero();  // an fma waits four cycles for the one before it
+        auto whole = [&](std::int64_t i, V &total) __attribute__((always_inline)) {
+            const V left = fma(a, V::load(row + i), V::load(to + i));
+            left.store(to + i);
+            total = fma(left, left, total);
+        };
+        std::int64_t i = 0;
+        for (; i + 2 * V::n <= d; i += 2 * V::n) {
+            __builtin_prefetch(later + i);
+            whole(i, even), whole(i + V::n, odd);
+        }
+        if (i + V::n <= d) whole(i, even), i += V::n;
+        if (i < d) {
+            const int rest = static_cast<int>(d - i);
+            const V left = fma(a, V::partial(row + i, rest), V::partial(to + i, rest));
+            left.store_partial(to + i, rest);
+            odd = fma(left, left, odd);
+        }
+        return (even + odd).sum();
+    }
     void run(T *to, std::int64_t d, const T *later) {
         const std::size_t count = from.size();
         from.insert(from.end(), 8, later);
@@ -231,12 +257,17 @@ void nested_errors(const T *values, const std::int64_t *indices, const T *W, con
             for (std::int64_t i = 0;; ++i) {
                 const bool at_end = level < levels && end[level] <= i;
                 if (at_end || i == k) {
-                    sum.run(r, d, i < k ? W + index[i] * d : r);
+                    const T *later = i + 1 < k ? W + index[i + 1] * d : r;
+                    T square = 0;
+                    if (at_end && sum.count() == 1) {
+                        square = sum.run_square(r, d, later);
+                    } else {
+                        sum.run(r, d, later);
+                        if (at_end) square = dot(r, r, d);
+                    }
                     sum.clear();
+                    for (; level < levels && end[level] <= i; ++level) errors[b * levels + level] = square;
                 }
-                if (at_end)
-                    for (const T square = dot(r, r, d); level < levels && end[level] <= i; ++level)
-                        errors[b * levels + level] = square;
                 if (i == k) break;
                 if (values[b * k + i] != 0) sum.add(-values[b * k + i], W + index[i] * d);
             }
@@ -271,51 +302,57 @@ inline T step_back(const T *w, const T *s, T value, T *gradient, T *r, std::int6
 
 // The derivative of sum weights[b, l] errors[b, l]. With s the sum of 2 weights r over the levels that hold entry i,
 // that by its row of W is -value s, by its value -<w, s>, and by the target s over all levels. Residuals are taken
-// back entry by entry from the last, so that nothing of size rows x k x d is kept. A slice of columns belongs to one
-// thread, which walks all rows in their order.
+// back entry by entry from the last, so that nothing of size rows x k x d is kept. Columns belong to one thread each,
+// which walks all rows in their order; products with w are summed by units of columns, however these are dealt out.
 template <class T>
 void nested_gradient(const T *values, const std::int64_t *indices, const T *W, const T *residual,
                      const std::int64_t *ends, const T *weights, std::int64_t rows, std::int64_t k, std::int64_t d,
                      std::int64_t m, std::int64_t levels, T *by_values, T *by_W, T *by_target, int asked) {
-    constexpr std::int64_t width = 512 / sizeof(T), ahead = 4;
-    const std::int64_t slices = (d + width - 1) / width;
-    std::vector<T> partial(slices * rows * k);
-    auto run = [&](std::int64_t from, std::int64_t to) {
-        T r[width], s[width];
-        for (std::int64_t slice = from; slice < to; ++slice) {
-            const std::int64_t begin = slice * width, count = std::min(width, d - begin);
-            const T *own = W + begin;
-            T *to_W = by_W + begin, *products = partial.data() + slice * rows * k;
-            for (std::int64_t i = 0; i < m; ++i) std::fill_n(to_W + i * d, count, T(0));
-            for (std::int64_t b = 0; b < rows; ++b) {
-                std::copy_n(residual + b * d + begin, count, r);
-                std::fill_n(s, count, T(0));
-                std::int64_t level = levels;
-                for (std::int64_t i = k;; --i) {
-                    for (; level > 0 && ends[b * levels + level - 1] >= i; --level) {
-                        const T weight = 2 * weights[b * levels + level - 1];
-                        for (std::int64_t c = 0; c < count; ++c) s[c] += weight * r[c];
-                    }
-                    if (i == 0) break;
-                    const std::int64_t p = b * k + i - 1, later = i > ahead ? p - ahead : p + 2 * k - ahead;
-                    if (later >= 0 && later < rows * k)
-                        for (std::int64_t c = 0; c < count; c += 64 / sizeof(T)) {
-                            __builtin_prefetch(own + indices[later] * d + c);
-                            __builtin_prefetch(to_W + indices[later] * d + c, 1);
-                        }
-                    const T *w = own + indices[p] * d;
-                    products[p] = values[p] != 0 ? -step_back(w, s, values[p], to_W + indices[p] * d, r, count)
-                                                 : -dot(w, s, count);
+    constexpr std::int64_t unit = 512 / sizeof(T), most = 8;
+    const std::int64_t units = (d + unit - 1) / unit;
+    std::vector<T> partial(units * rows * k);
+    auto slice = [&](std::int64_t first, std::int64_t last) {
+        std::vector<T> room(2 * most * unit);
+        T *r = room.data(), *s = r + most * unit;
+        const std::int64_t begin = first * unit, count = std::min(last * unit, d) - begin;
+        const std::int64_t ahead = last - first >= 4 ? 1 : last - first >= 2 ? 2 : 4;
+        const T *own = W + begin;
+        T *to = by_W + begin;
+        for (std::int64_t i = 0; i < m; ++i) std::fill_n(to + i * d, count, T(0));
+        for (std::int64_t b = 0; b < rows; ++b) {
+            std::copy_n(residual + b * d + begin, count, r);
+            std::fill_n(s, count, T(0));
+            std::int64_t level = levels;
+            for (std::int64_t i = k;; --i) {
+                for (; level > 0 && ends[b * levels + level - 1] >= i; --level) {
+                    const T weight = 2 * weights[b * levels + level - 1];
+                    for (std::int64_t c = 0; c < count; ++c) s[c] += weight * r[c];
                 }
-                std::copy_n(s, count, by_target + b * d + begin);
+                if (i == 0) break;
+                const std::int64_t p = b * k + i - 1, next = i > ahead ? p - ahead : p + 2 * k - ahead;
+                const std::int64_t later = indices[next >= 0 && next < rows * k ? next : p] * d, at = indices[p] * d;
+                for (std::int64_t c = 0, u = first; c < count; c += unit, ++u) {
+                    const std::int64_t width = std::min(unit, count - c);
+                    for (std::int64_t l = c; l < c + width; l += 64 / sizeof(T)) {
+                        __builtin_prefetch(own + later + l);
+                        __builtin_prefetch(to + later + l, 1);
+                    }
+                    const T *w = own + at + c;
+                    partial[u * rows * k + p] = values[p] != 0
+                                                    ? -step_back(w, s + c, values[p], to + at + c, r + c, width)
+                                                    : -dot(w, s + c, width);
+                }
             }
+            std::copy_n(s, count, by_target + b * d + begin);
         }
     };
     const int threads = threads_for(rows * k * d, asked, 1 << 18);
-    in_parts(slices, static_cast<int>(std::min<std::int64_t>(threads, slices)), run);
+    in_parts(units, static_cast<int>(std::min<std::int64_t>(threads, units)), [&](std::int64_t from, std::int64_t to) {
+        for (; from < to; from += most) slice(from, std::min(from + most, to));
+    });
     std::fill_n(by_values, rows * k, T(0));
-    for (std::int64_t slice = 0; slice < slices; ++slice)
-        for (std::int64_t p = 0; p < rows * k; ++p) by_values[p] += partial[slice * rows * k + p];
+    for (std::int64_t u = 0; u < units; ++u)
+        for (std::int64_t p = 0; p < rows * k; ++p) by_values[p] += partial[u * rows * k + p];
 }
 
 }  // namespace ellzero

@@ -76,7 +76,8 @@ def assert_same_gradients(one, other, inputs, seed=7):
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6), rows=st.integers(0, 9), d=st.integers(1, 9), m=st.integers(1, 70),
-    share=st.floats(0, 1), rule=st.sampled_from(RULES), levels=st.sampled_from([None, 1, 3]), centred=st.booleans(), per_row=st.booleans(),
+    share=st.floats(0, 1), rule=st.sampled_from(RULES), levels=st.sampled_from([None, 1, 3]), centred=st.booleans(),
+    per_row=st.booleans(),
 )  # fmt: skip
 def test_encoding_equals_dense_torch(seed, rows, d, m, share, rule, levels, centred, per_row):
     x, W, bias = problem(seed, rows, d, m, levels)

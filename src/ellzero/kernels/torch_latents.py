@@ -1,8 +1,8 @@
 """Sparse encoders and decoders as torch custom ops, with derivatives that flow through the entries in use alone.
 
-Lives here: ``encode_top_k``, ``encode_batch_top_k``, ``decode_rows`` and ``nested_rows`` on tensors. float32 and float64 on the CPU go
-to the compiled kernels; other devices and dtypes take plain torch with the same answers. Does not live here: loss
-terms and training (``autoencoder``), the face on arrays (``latents``).
+Lives here: ``encode_top_k``, ``encode_batch_top_k``, ``decode_rows`` and ``nested_rows`` on tensors. float32 and
+float64 on the CPU go to the compiled kernels; other devices and dtypes take plain torch with the same answers. Does not
+live here: loss terms and training (``autoencoder``), the face on arrays (``latents``).
 The encoder is ``W [m, d]``, one row per latent (an encoder stored as ``[d, m]`` in column order has it as ``W_enc.T``).
 The pre-activations of the whole batch never exist at once: they are made and searched by blocks of rows.
 """
