@@ -37,7 +37,11 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
     if told.kind not in _CLASSES:
         raise refuse("dictionary_learning", f"{told.name}: codes with signs", _CLASSES)
     if told.inputs is not None:
-        raise refuse("dictionary_learning", f"{told.name} with {told.inputs}", ["none", "one map for all rows"])
+        raise refuse(
+            "dictionary_learning",
+            f"{told.name} with {told.inputs or 'rows as they are'}",
+            ["none", "one map for all rows"],
+        )
     told = told.centring(told.kind != "jumprelu")
     d_in, d_sae = told.size
     trainer: dict[str, Any] = {"dict_class": _CLASSES[told.kind], "activation_dim": d_in, "dict_size": d_sae}
@@ -71,7 +75,7 @@ def load(path: Path) -> SparseAutoencoder:
     place = file.parent / CONFIG
     found = read_torch(file)
     trainer = _trainer(place) if place.is_file() else {}
-    known = trainer.get("dict_class", _guess(file, found))
+    known = trainer["dict_class"] if "dict_class" in trainer else _guess(file, found)
     check_choice(f"{place}: dict_class", known, [*_CLASSES.values(), "AutoEncoderNew", *_BATCHWISE])
     if known in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         d_in, d_sae = _size(file, found, "W_enc")

@@ -56,9 +56,14 @@ def read_safetensors(path: Path, digest: str | None = None, beside: str = "") ->
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors, and return the SHA-256 of the file."""
-    content = container.save({name: one.detach().cpu().contiguous() for name, one in tensors.items()})
+    content = container.save({name: _apart(one) for name, one in tensors.items()})
     atomic.write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _apart(one: Tensor) -> Tensor:
+    """With memory of its own, in order: tied weights share theirs."""
+    return one.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -79,8 +84,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     """Write a dictionary of tensors, numbers and texts as torch does."""
     buffer = io.BytesIO()
-    torch.save({name: one.detach().cpu().clone() if isinstance(one, Tensor) else one for name, one in content.items()},
-               buffer)  # fmt: skip
+    torch.save({name: _apart(one) if isinstance(one, Tensor) else one for name, one in content.items()}, buffer)
     atomic.write_bytes(path, buffer.getvalue())
 
 

@@ -26,7 +26,9 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
     if told.kind not in ("jumprelu", "standard"):
         raise refuse("gemma_scope", f"{told.name}, which is {told.kind}", ["jumprelu"])
     if told.inputs is not None:
-        raise refuse("gemma_scope", f"{told.name} with {told.inputs}", ["none", "one map for all rows"])
+        raise refuse(
+            "gemma_scope", f"{told.name} with {told.inputs or 'rows as they are'}", ["none", "one map for all rows"]
+        )
     tensors = told.centring(False).tensors
     tensors = {"threshold": tensors["b_enc"].new_zeros(tensors["b_enc"].shape), **tensors}
     file = path if path.suffix == ".npz" else path / WEIGHTS

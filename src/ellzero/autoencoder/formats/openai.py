@@ -35,7 +35,7 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
     if told.kind not in _HOLDS:
         raise refuse("openai", f"{told.name}, which is {told.kind}", wanted)
     if told.inputs != _HOLDS[told.kind]:
-        raise refuse("openai", f"{told.name}, which is {told.kind}, with {told.inputs}", wanted)
+        raise refuse("openai", f"{told.name}, which is {told.kind}, with {told.inputs or 'rows as they are'}", wanted)
     d_sae = told.size[1]
     content = {
         "pre_bias": told.tensors["b_dec"], "latent_bias": told.tensors["b_enc"],

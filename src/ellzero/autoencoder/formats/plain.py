@@ -1,4 +1,4 @@
-"""What the files of other libraries can say: weights, one of six rules, and how each row is normalised.
+"""What the files of other libraries can say: weights, one of seven rules, and how each row is normalised.
 
 Lives here: ``Plain``, ``plain`` (of an autoencoder, as it is in evaluation mode) and ``build`` (the way back). Does not
 live here: names and shapes in any file. One factor or one affine map for all rows is folded into the weights, so that
@@ -18,6 +18,7 @@ from ellzero.autoencoder.encoders import Gated, Linear
 from ellzero.autoencoder.inputs import ExpectedNorm, RowNorm, Whitening
 from ellzero.autoencoder.nested import NestedReconstruction
 from ellzero.autoencoder.objective import SquaredError
+from ellzero.autoencoder.pursuit import MatchingPursuit
 from ellzero.autoencoder.selectors import Jump, ScheduledTopK
 from ellzero.errors import InputError
 from ellzero.parts.constraints import Threshold, TopK
@@ -37,10 +38,11 @@ class Plain:
     Parameters
     ----------
     kind : ``"standard"`` (rectified), ``"gated"``, ``"topk"`` (of rectified), ``"abstopk"`` (by magnitude),
-        ``"signed_topk"`` (the largest, whatever their sign) or ``"jumprelu"`` (rectified, above a threshold).
+        ``"signed_topk"`` (the largest, whatever their sign), ``"jumprelu"`` (rectified, above a threshold) or
+        ``"matching_pursuit"`` (``k`` steps, ``W_enc`` being the decoder's transpose).
     tensors : ``W_enc [d_in, d_sae]``, ``b_enc``, ``W_dec [d_sae, d_in]``, ``b_dec``; ``threshold`` of a jumprelu,
         ``r_mag`` and ``b_mag`` of a gated one, whose ``b_enc`` is the bias of the gate.
-    k : of the three that have one.
+    k : of those that have one.
     centred : whether ``b_dec`` is taken from the input.
     inputs : ``RowNorm``, ``LayerNorm`` or None.
     name : for errors.
@@ -79,6 +81,8 @@ class Plain:
         """Rows of norm 1 as rows of norm ``sqrt(d_in)``, the factor being folded into the weights."""
         if not isinstance(self.inputs, RowNorm) or self.inputs.length == "root":
             return self
+        if self.kind == "matching_pursuit":
+            return self
         scale = self.tensors["W_enc"].new_tensor(self.size[0] ** -0.5)
         return replace(self, tensors=affine(self.tensors, self.centred, scale), inputs=RowNorm("root"))
 
@@ -88,8 +92,9 @@ class Plain:
 
         d_in, d_sae = self.size
         here = self.centring(True) if self.kind == "gated" else self
-        select = TopK(self.k) if self.kind in _RULES else Threshold(0.0)
-        encoder = Gated() if self.kind == "gated" else Linear(_RULES.get(self.kind, "relu"), here.centred)
+        select = Threshold(0.0) if self.k is None else TopK(self.k)
+        encoder: Any = Linear(_RULES.get(self.kind, "relu"), here.centred)
+        encoder = {"gated": Gated(), "matching_pursuit": MatchingPursuit()}.get(self.kind, encoder)
         error: Any = SquaredError()
         if self.multi and 4 * self.k <= d_sae:
             error = NestedReconstruction((self.k, 4 * self.k), (1.0, 1 / 8), axis="rank")
@@ -102,8 +107,8 @@ class Plain:
         if self.kind == "jumprelu":
             sae.threshold = here.tensors["threshold"].clone()
         with torch.no_grad():
-            for name in sae.state_dict():
-                getattr(sae, name).copy_(here.tensors[name])
+            for name, one in sae.state_dict().items():
+                one.copy_(here.tensors[name])
         return sae.eval()
 
 
@@ -158,6 +163,8 @@ def plain(sae: SparseAutoencoder, format: str) -> Plain:
     InputError : not calibrated, or nothing that other libraries know.
     """
     name = name_of(sae)
+    if isinstance(sae.encoder, MatchingPursuit) and not (sae.inputs is None or sae.inputs.by_row):
+        raise refuse(format, f"{name} with {sae.inputs}", ["rows that are normalised one by one or not at all"])
     kind, k, threshold = rule(sae, format)
     tensors = {key: one.detach().cpu().float() for key, one in sae.state_dict().items()}
     tensors["W_enc"] = tensors.get("W_enc", tensors["W_dec"].T)
@@ -183,13 +190,15 @@ def plain(sae: SparseAutoencoder, format: str) -> Plain:
 
 
 def rule(sae: SparseAutoencoder, format: str) -> tuple[str, int | None, Tensor | None]:
-    """Which of the six kinds of ``Plain`` it is in evaluation mode, with its ``k`` or its thresholds.
+    """Which kind of ``Plain`` it is in evaluation mode, with its ``k`` or its thresholds.
 
     Raises
     ------
     InputError : not calibrated, or none of them.
     """
     name = name_of(sae)
+    if sae.encoder == MatchingPursuit() and type(sae.select) is TopK and sae.infer is None:
+        return "matching_pursuit", sae.select.k, None
     if type(sae.encoder) not in (Linear, Gated):
         raise refuse(format, f"{name}: its encoder is {type(sae.encoder).__name__}", ["a linear or gated one"])
     gated, by = isinstance(sae.encoder, Gated), sae.encoder.rule

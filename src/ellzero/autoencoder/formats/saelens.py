@@ -32,6 +32,7 @@ _NAMES = {
     "topk": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "abstopk": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "jumprelu": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
+    "matching_pursuit": ("W_dec", "b_dec"),
     "gated": ("W_enc", "b_gate", "W_dec", "b_dec", "b_mag", "r_mag"),
 }
 _BY_ROW = {"none": None, "layer_norm": LayerNorm(1e-5), "constant_norm_rescale": RowNorm("root")}
@@ -62,6 +63,8 @@ def settings(kind: str, d_in: int, d_sae: int, k: int | None, centred: bool, nor
     }  # fmt: skip
     if kind in ("topk", "abstopk"):
         config |= {"k": k, "rescale_acts_by_decoder_norm": False}
+    if kind == "matching_pursuit":
+        config |= {"max_iterations": k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
     return config
 
 
@@ -72,7 +75,9 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
         raise refuse("saelens", f"{told.name}: the largest codes whatever their sign", _NAMES)
     normalised = normalisation(told.inputs)
     if normalised is None:
-        raise refuse("saelens", f"{told.name} with {told.inputs}", [*_BY_ROW, "one map for all rows"])
+        raise refuse(
+            "saelens", f"{told.name} with {told.inputs or 'rows as they are'}", [*_BY_ROW, "one map for all rows"]
+        )
     tensors = renamed(told.tensors, told.kind)
     path.mkdir(parents=True, exist_ok=True)
     write_safetensors(path / WEIGHTS, {name: tensors[name] for name in _NAMES[told.kind]})
@@ -90,7 +95,7 @@ def read(path: Path, config: dict[str, Any], digest: str | None = None) -> Spars
     config = _today(place, config)
     kind = check_choice(f"{place}: architecture", config["architecture"], _NAMES)
     d_in, d_sae = (whole(place, name, config.get(name)) for name in ("d_in", "d_sae"))
-    k = whole(place, "k", config.get("k"), at_most=d_sae) if kind in ("topk", "abstopk") else None
+    k = _count(place, config, kind, d_in, d_sae)
     normalised = config["normalize_activations"]
     check_choice(f"{place}: normalize_activations", normalised, [*_BY_ROW, *_FOR_ALL])
     found = read_safetensors(path / WEIGHTS, digest, CONFIG)
@@ -102,7 +107,12 @@ def read(path: Path, config: dict[str, Any], digest: str | None = None) -> Spars
     factor = [name for name in ("finetuning_scaling_factor", "scaling_factor") if name in found]
     if factor:  # of the codes, on their way into the decoder
         told["W_dec"] = told["W_dec"] * tensor(path / WEIGHTS, found, *factor, shape=(d_sae,))[:, None]
-    if k is not None and config.get("rescale_acts_by_decoder_norm"):
+    if kind == "matching_pursuit":
+        size = told["W_dec"].norm(dim=1)
+        if not torch.allclose(size, torch.ones(d_sae), atol=1e-3):
+            raise InputError(f"{path / WEIGHTS}: W_dec has rows of norm {float(size.min()):.4g}, want unit rows")
+        told |= {"W_enc": told["W_dec"].T, "b_enc": torch.zeros(d_sae)}
+    elif k is not None and config.get("rescale_acts_by_decoder_norm"):
         # codes grow by the rows' norms, which the decoder is divided by
         size = told["W_dec"].norm(dim=1)
         told |= {"W_enc": told["W_enc"] * size, "b_enc": told["b_enc"] * size, "W_dec": told["W_dec"] / size[:, None]}
@@ -113,6 +123,19 @@ def read(path: Path, config: dict[str, Any], digest: str | None = None) -> Spars
     if normalised in _FOR_ALL:
         _scaler(path, sae)
     return sae
+
+
+def _count(place: Path, config: dict[str, Any], kind: str, d_in: int, d_sae: int) -> int | None:
+    """How many are active, of the architectures that say so."""
+    if kind in ("topk", "abstopk"):
+        return whole(place, "k", config.get("k"), at_most=d_sae)
+    if kind != "matching_pursuit":
+        return None
+    for name, default in (("residual_threshold", 0.01), ("stop_on_duplicate_support", True)):
+        if config.get(name, default) not in (0, False):
+            raise InputError(f"{place}: {name} is {config.get(name, default)!r}, want none: steps stop by number alone")
+    steps = config.get("max_iterations")
+    return whole(place, "max_iterations", d_in if steps is None else steps, at_most=d_sae)
 
 
 def _today(place: Path, config: dict[str, Any]) -> dict[str, Any]:

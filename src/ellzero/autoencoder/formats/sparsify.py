@@ -28,7 +28,9 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
     if told.kind != "topk":
         raise refuse("sparsify", f"{told.name}, which is {told.kind}", ["topk of rectified codes"])
     if told.inputs is not None:
-        raise refuse("sparsify", f"{told.name} with {told.inputs}", ["none", "one map for all rows"])
+        raise refuse(
+            "sparsify", f"{told.name} with {told.inputs or 'rows as they are'}", ["none", "one map for all rows"]
+        )
     told = told.centring(True)
     d_in, d_sae = told.size
     tensors = {
