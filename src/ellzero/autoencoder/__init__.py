@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy(
     },
     (
         "browse",
+        "from_model",
         "frontier",
         "metrics",
         "model",
