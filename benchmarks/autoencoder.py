@@ -10,8 +10,9 @@ and its gradients. Peers start from the same weights and see the same batches; t
 last step stands beside them. Nested: HierarchicalTopK at every level to 64 against plain TopK with k = 64.
 ``--wide`` trains 131,072 latents for three steps and prints the peak of the whole process.
 
-Peers come with ``pip install ellzero[bench]``; one that cannot be imported is named and left out. dictionary_learning
-brings torchvision, which must be of the same build as torch (else remove it: nothing here needs it).
+sparsify and SAELens come with ``pip install ellzero[bench]``; dictionary-learning is installed by itself, since it
+brings torchvision through nnsight, which must be of the same build as torch or transformers cannot be imported (it is
+not needed here: remove it). A peer that cannot be imported is named and left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ D_IN, BATCH, LR = 768, 4096, 1e-4
 
 
 class Weights(NamedTuple):
-    """``W_enc [m, d]`` (the transpose of ``[d, m]`` in column order), ``b_enc [m]``, ``W_dec [m, d]``, ``b_dec [d]``."""
+    """``W_enc [m, d]`` (a column-ordered ``[d, m]``, transposed), ``b_enc [m]``, ``W_dec [m, d]``, ``b_dec [d]``."""
 
     W_enc: Tensor
     b_enc: Tensor
