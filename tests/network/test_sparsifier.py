@@ -411,6 +411,36 @@ def test_what_is_not_finite_outside_the_mask_is_wiped(optimizer, bad):
     assert model.one.weight.isfinite().all()
 
 
+MADE = {
+    "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam, "rmsprop": torch.optim.RMSprop,
+    "centred": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True), "adagrad": torch.optim.Adagrad,
+    "full adagrad": lambda p: torch.optim.Adagrad(p, initial_accumulator_value=0.1),
+    "adadelta": torch.optim.Adadelta, "adamax": torch.optim.Adamax, "rprop": torch.optim.Rprop,
+    "amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True, weight_decay=0.1),
+    "no eps": lambda p: torch.optim.Adam(p, eps=0.0), "plain": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_any_optimiser_is_held(made):
+    model = Small()
+    optimizer = MADE[made](model.parameters())
+    recipe = static(0.3) if made == "no eps" else rigl(0.3, every=3)
+    sparsifier = Sparsifier(model, recipe, optimizer=optimizer, steps=STEPS)
+    for step in range(1, 9):
+        advance(model, optimizer, sparsifier, step)
+        check_held(sparsifier, optimizer)
+
+
+def test_weights_written_behind_the_back_of_torch_are_held_at_the_tenth_step():
+    model, made, sparsifier = set_up(static(0.2))
+    for step in range(1, 11):
+        advance(model, made, sparsifier, step)
+        if step == 4:
+            model.one.weight.data.add_(1.0)
+    assert (model.one.weight[~sparsifier.masks["one.weight"]] == 0).all()
+
+
 class Wandering(torch.optim.SGD):
     """An optimiser that moves and remembers entries without a derivative."""
 
@@ -437,7 +467,8 @@ def test_zeros_hold_where_others_write(name, optimizer):
             weight.grad.add_(0.1)
         made.step()
         if step % 3 == 0:
-            model.one.weight.data.add_(1.0)
+            with torch.no_grad():
+                model.one.weight.add_(1.0)
         sparsifier.step()
         check_held(sparsifier, made)
         if step == 5:

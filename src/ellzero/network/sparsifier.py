@@ -4,7 +4,8 @@ Lives here: the masks, their updates, and what the optimiser and the network see
 (``recipes``), how masks move (``moves``), what a dropped weight still shows (``views``), which weights take part
 (``prunable``), exact selection and the optimiser's memory (``training.masks``), the loop.
 Unless a recipe says otherwise, after each ``step()`` a weight is zero wherever its mask is, and so is the optimiser's
-state there.
+state there. What need not be written is not: torch's own optimisers keep zeros where gradients are held to the mask,
+and torch counts writes by others, all but those through ``.data``, which are seen to at every tenth step.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ellzero.training.masks import bits, forget, has_nan, hold, hold_state, larg
 __all__ = ["Report", "Row", "Sparsifier", "prunable"]
 
 _KEEP_ZEROS = {  # each entry by itself, and a zero with a zero derivative has no memory
-    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad, optim.Adamax,
-    optim.Adadelta,
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad, optim.Adadelta,
 }  # fmt: skip
+_ANYWAY = 10
 _ROWS_ARE_UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -107,6 +108,7 @@ class Sparsifier:
         self._remembers: dict[str, tuple[Any, Tensor]] = {}
         self._gradient_versions: dict[str, int] = {}
         self._weight_versions: dict[str, int] = {}
+        self._stepped: dict[str, int] = {}
         self.views: dict[str, Any] = {}
         self.rounds: dict[str, Tensor] = {}
         self._target, self.budgets = recipe.density(0, self.steps), {}
@@ -124,7 +126,10 @@ class Sparsifier:
             self._cover(holders)
         self._exact = not (recipe.dense_momentum or self.views)
         self._apply()
-        self._hooks = [self.optimizer.register_step_pre_hook(lambda *_: self._before_step())]
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
         for name, weight in self.weights.items():
             if weight.requires_grad and self._reads_gradient:
                 self._hooks.append(weight.register_hook(self._reader(name)))
@@ -236,6 +241,10 @@ class Sparsifier:
                 self._masker(name)(weight)
             if weight._version != self._weight_versions.get(name):
                 hold(weight, self._kept(name))
+
+    def _after_step(self) -> None:
+        """What the optimiser left: who writes from here on is another."""
+        self._stepped = {name: weight._version for name, weight in self.weights.items()}
 
     # -- scores and counts
 
@@ -371,15 +380,20 @@ class Sparsifier:
         for name, weight in self.weights.items() if not self.views else ():
             if self.counts[name] == weight.numel():
                 continue
-            kept = self._kept(name)
-            hold(weight, kept)
-            self._weight_versions[name] = weight._version
-            memory = self.optimizer.state.get(weight)
-            held = self._remembers.get(name, (None, None))
-            stays = type(self.optimizer) in _KEEP_ZEROS and held[0] is memory and held[1] is kept
-            if self._exact and memory is not None and not stays:
+            kept, memory = self._kept(name), self.optimizer.state.get(weight)
+            was_memory, was_kept = self._remembers.get(name, (None, None))
+            stays = was_kept is kept and was_memory is memory and self._keeps_zeros(weight)
+            if not stays or self._stepped.get(name) != weight._version or self.step_count % _ANYWAY == 0:
+                hold(weight, kept)
+            if self._exact and not stays:
                 hold_state(self.optimizer, weight, kept)
                 self._remembers[name] = (memory, kept)
+            self._weight_versions[name] = weight._version
+
+    def _keeps_zeros(self, weight: Tensor) -> bool:
+        """Whether the optimiser leaves a zero with a zero derivative as it is: 0 / (0 + eps) is 0, but not 0 / 0."""
+        divides = all(group.get("eps", 1.0) > 0 for group in self.optimizer.param_groups)
+        return self._exact and type(self.optimizer) in _KEEP_ZEROS and divides and weight.dtype != torch.float16
 
     def _kept(self, name: str) -> Tensor:
         """The mask as ``bits``, made anew where it has changed."""
