@@ -9,7 +9,7 @@ a density of 0.193 and 96.11 +- 0.44 against 89.74 +- 2.82 by magnitude; retrain
 better of two rates 97.12 +- 0.29 (97.05 +- 0.60) against 95.91 +- 0.18. 2 seeds: at an error of 0.3 a density of 0.156
 and 95.9 against 88.8; at a density of 0.05 with the refit 94.3 against 65.2, retrained 96.6 against 94.0. So without
 retraining it is far ahead, and with retraining ahead from a density of about 0.1 down; at 0.2 retraining closes the
-gap. Six convex fits of whole networks and twelve retrainings in each slow claim at a tenth: up to two minutes.
+gap. Six convex fits of whole networks and eighteen retrainings in each slow claim at a tenth: up to two minutes.
 """
 
 import copy
