@@ -4,7 +4,7 @@ against ``torch.nn.utils.prune``.
     python benchmarks/sparsifier.py [--threads 1] [--repeats 9] [--steps 200] [--width 1024] [--batch 128]
 
 Jobs take turns in one process, warm-up not counted, by CPU time. RigL's masks move every 100 steps; between updates its
-cost is that of holding weights and momentum at zero, which a loop under any mask pays.
+cost is that of holding gradients at zero, which a loop under any mask pays.
 """
 
 import argparse
