@@ -15,6 +15,7 @@ from torch import Tensor
 from ellzero.autoencoder.codes import SparseCode
 from ellzero.autoencoder.objective import Step
 from ellzero.errors import InputError, check, check_choice, check_integer
+from ellzero.kernels import torch_latents
 
 __all__ = ["NestedReconstruction"]
 
@@ -63,34 +64,33 @@ class NestedReconstruction:
         return self.levels[-1] if self.axis == "rank" else 0
 
     def __call__(self, step: Step) -> Tensor:
-        sae = step.sae
-        rest = step.x - sae.b_dec
-        scale = self._scale(step)
-        losses = [self._error(rest, scale, step)] if self.bias else []
-        code = step.ranked(self.rank) if self.axis == "rank" else step.z
-        first = 0
-        for last in self.levels:
-            rest = rest - self._part(sae, code, first, last)
-            losses.append(self._error(rest, scale, step))
-            first = last
-        if self.weights is None:
-            return torch.stack(losses).mean()
-        weights = ([1.0] if self.bias else []) + list(self.weights)
-        return sum(weight * loss for weight, loss in zip(weights, losses))
-
-    def _part(self, sae, code: Tensor | SparseCode, first: int, last: int) -> Tensor:
-        """What the level adds to the reconstruction of the one before."""
+        sae, z = step.sae, step.z
+        target = step.x - sae.b_dec
         if self.axis == "rank":
-            return sae.combine(SparseCode(code.values[:, first:last], code.indices[:, first:last]))
-        if isinstance(code, SparseCode):
-            return sae.combine(code.between(first, last))
-        return code[:, first:last] @ sae.W_dec[first:last]
+            code = step.ranked(self.rank)
+            ends = torch.tensor(self.levels, device=target.device)
+            errors = torch_latents.nested_rows(code.values, code.indices, sae.W_dec, target, ends).errors
+        elif isinstance(z, SparseCode):
+            values, indices, ends = torch_latents.by_latent(*z, torch.tensor(self.levels, device=target.device))
+            errors = torch_latents.nested_rows(values, indices, sae.W_dec, target, ends).errors
+        else:
+            errors = self._densely(sae.W_dec, z, target)
+        if self.bias:
+            errors = torch.cat([target.square().sum(1, keepdim=True), errors], 1)
+        if self.error == "normalised":
+            spread = (step.x - step.x.mean(0)).square().sum(1, keepdim=True).clamp_min(1e-12)
+            losses = (errors / spread).mean(0)
+        else:
+            losses = errors.mean(0) / step.spread
+        if self.weights is None:
+            return losses.mean()
+        return losses @ losses.new_tensor([1.0] * self.bias + list(self.weights))
 
-    def _scale(self, step: Step) -> Tensor | None:
-        if self.error == "squared":
-            return None
-        return (step.x - step.x.mean(0)).square().sum(1).clamp_min(1e-12)
-
-    def _error(self, rest: Tensor, scale: Tensor | None, step: Step) -> Tensor:
-        squared = rest.square().sum(1)
-        return squared.mean() / step.spread if scale is None else (squared / scale).mean()
+    def _densely(self, W_dec: Tensor, z: Tensor, rest: Tensor) -> Tensor:
+        """The errors ``[rows, levels]`` of dense codes, each level added to the one before."""
+        first, errors = 0, []
+        for last in self.levels:
+            rest = rest - z[:, first:last] @ W_dec[first:last]
+            errors.append(rest.square().sum(1))
+            first = last
+        return torch.stack(errors, 1)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ellzero.autoencoder.codes import SparseCode, active, fired, share
-from ellzero.autoencoder.model import SparseAutoencoder
+from ellzero.autoencoder.model import SparseAutoencoder, UnitNorm
 from ellzero.autoencoder.objective import Step
+from ellzero.autoencoder.optimizer import RowAdam
 from ellzero.errors import InputError, check, check_array, check_choice, check_integer
 from ellzero.parts.schedules import Linear
 from ellzero.training.loop import Batches, Trained, train
@@ -69,6 +70,7 @@ class SAETrainer:
     engine : ``"dense"`` forms all activations of a batch; ``"sparse"`` never does, where the selection is by ``TopK``
     or
         ``BatchTopK``: the same losses but for rounding, in less memory. ``"auto"`` is sparse from 512 latents on.
+    skip_silent : latents without gradient keep their weights and moments in a step; for very wide dictionaries.
     seed : of the order of rows.
     """
 
@@ -84,6 +86,7 @@ class SAETrainer:
         betas: tuple[float, float] | None = None,
         average: float | None = None,
         engine: str = "auto",
+        skip_silent: bool = False,
         seed: int = 0,
     ):
         if not isinstance(sae, SparseAutoencoder):
@@ -93,7 +96,7 @@ class SAETrainer:
             lr = sae.recommended.get("lr", 2e-4 / math.sqrt(sae.d_sae / 16384))
         self.lr = check("lr", lr, above=0, below=math.inf)
         self.betas = sae.recommended.get("betas", (0.9, 0.999)) if betas is None else betas
-        self.average = average
+        self.average, self.skip_silent = average, bool(skip_silent)
         check_choice("engine", engine, ("auto", "dense", "sparse"))
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.steps = check_integer("steps", steps, at_least=1)
@@ -150,17 +153,18 @@ class SAETrainer:
             with torch.no_grad():
                 sae.b_dec.copy_(geometric_median(sample))
         sae.normalize()
-        optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, betas=self.betas, eps=6.25e-10)
-        hook = sae.W_dec.register_post_accumulate_grad_hook(self._tangent)
+        optimizer = RowAdam(
+            sae.parameters(), lr=self.lr, betas=self.betas, clip=self.clip, skip_silent=self.skip_silent,
+            unit=[sae.W_dec] if isinstance(sae.decoder, UnitNorm) else [],
+        )  # fmt: skip
         try:
             with threads_for(self.batch_size * sae.d_in * sae.d_sae):  # one product of the five in a step
                 found = train(
                     sae, lambda model, batch: self._loss(batch, scale), batches,
-                    optimizer=optimizer, steps=self.steps, schedule=learning_rate_factor, clip=self.clip,
-                    average=self.average, parts={"sae": self.state}, seed=self.seed, **options,
+                    optimizer=optimizer, steps=self.steps, schedule=learning_rate_factor, average=self.average,
+                    parts={"sae": self.state}, seed=self.seed, **options,
                 )  # fmt: skip
         finally:
-            hook.remove()
             sae.progress = None
         with torch.no_grad():
             for name, tensor in found.averaged.items():
@@ -173,11 +177,6 @@ class SAETrainer:
     def _loss(self, batch: Any, scale: float) -> Tensor:
         rows, beside = batch if isinstance(batch, tuple) else (batch, None)
         return self.state.loss(self.sae.normalized(rows.to(self.sae.W_dec)) * scale, beside)
-
-    @torch.no_grad()
-    def _tangent(self, weight: Tensor) -> None:
-        if self.sae.decoder is not None:
-            weight.grad = self.sae.decoder.tangent(weight, weight.grad)
 
     def _source(self, acts: Any, beside: Any = None) -> tuple[Tensor, Any]:
         """A sample of rows for scale, start and calibration, and the batches to train on."""
@@ -287,8 +286,10 @@ class _State:
         return math.exp(self.log_price + gap)
 
     def step(self) -> None:
-        """After the optimiser: back onto the decoder's constraint."""
-        self.sae.normalize()
+        """After the optimiser, which has kept the decoder's rows: learnt thresholds are not negative."""
+        if isinstance(self.sae.threshold, nn.Parameter):
+            with torch.no_grad():
+                self.sae.threshold.clamp_(min=0)
         self.taken += 1
 
     def state_dict(self) -> Mapping[str, Any]:
