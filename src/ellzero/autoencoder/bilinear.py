@@ -185,7 +185,7 @@ class BilinearAutoencoder(nn.Module):
 
         Parameters
         ----------
-        lr : 0.03 for ``optimizer="muon"``, 0.003 for ``"adam"`` by default.
+        lr : 0.1 for ``optimizer="muon"``, 0.01 for ``"adam"`` by default.
         alpha, warm : weight of the latents' mean ``hoyer_density`` over the batch, which grows to it over ``warm``
             steps.
         checkpoint, every, seed : as for ``SAETrainer``.
@@ -194,7 +194,7 @@ class BilinearAutoencoder(nn.Module):
         check("alpha", alpha, at_least=0)
         check_integer("warm", warm, at_least=1)
         check_choice("optimizer", optimizer, ("muon", "adam"))
-        lr = check("lr", {"muon": 0.03, "adam": 0.003}[optimizer] if lr is None else lr, above=0)
+        lr = check("lr", {"muon": 0.1, "adam": 0.01}[optimizer] if lr is None else lr, above=0)
         if optimizer == "muon":
             chosen = torch.optim.Muon(self.parameters(), lr=lr, weight_decay=0.0)
         else:

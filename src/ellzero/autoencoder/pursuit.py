@@ -26,7 +26,7 @@ __all__ = ["MatchingPursuit", "Pursuit", "matching_pursuit"]
 # Correlations held at a time, and entries of a Gram matrix at most: 128 and 256 MB of float32.
 _HELD, _GRAM = 2**25, 2**26
 # What one update of a correlation by a row of the Gram matrix costs, in multiply-adds of a matrix product.
-_UPDATE = 16
+_UPDATE = 48
 
 
 class Pursuit(NamedTuple):
