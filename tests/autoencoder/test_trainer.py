@@ -79,15 +79,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(name, source, tmp_path
     whole = make(name)
     SAETrainer(whole, **options).fit(acts)
     cut = SAETrainer(make(name), **options)
-    decode, count = cut.sae.decode, []
+    combine, count = cut.sae.combine, []
 
     def dies(z):
         count.append(1)
         if len(count) == 37:
             raise Killed
-        return decode(z)
+        return combine(z)
 
-    cut.sae.decode = dies
+    cut.sae.combine = dies
     before = cut.sae.b_dec.detach().clone()
     with pytest.raises(Killed):
         cut.fit(acts, checkpoint=tmp_path, every=10)
