@@ -303,9 +303,6 @@ def test_the_number_of_latents_of_sparsify_may_be_a_multiple(tmp_path):
     t = {"encoder.weight": numbers(2 * D, D), "encoder.bias": numbers(2 * D), "W_dec": numbers(2 * D, D, seed=1),
          "b_dec": numbers(D)}  # fmt: skip
     assert sparse(tmp_path, t, num_latents=0, expansion_factor=2).d_sae == 2 * D
-    topk = SparseAutoencoder.from_preset("topk", d_in=D, d_sae=M, k=K, multi=True)
-    topk.save(tmp_path / "multi", format="sparsify")
-    assert json.loads((tmp_path / "multi" / "cfg.json").read_text())["multi_topk"] is True
 
 
 def test_those_of_gemma_scope(tmp_path):

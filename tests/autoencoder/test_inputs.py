@@ -14,6 +14,7 @@ from torch import nn
 from ellzero.autoencoder import SAETrainer, SparseAutoencoder, attach, evaluate
 from ellzero.autoencoder.inputs import ExpectedNorm, LayerNorm, RowNorm, Whitening
 from ellzero.errors import InputError
+from ellzero.parts.constraints import TopK
 
 ALL = (ExpectedNorm(), RowNorm(), RowNorm("root"), LayerNorm(), Whitening())
 BY_ROW = (RowNorm(), RowNorm("root"), LayerNorm())
@@ -185,3 +186,29 @@ def test_what_cannot_be_done_is_named():
         RowNorm("two")
     with pytest.raises(InputError, match="eps: got -1"):
         LayerNorm(-1.0)
+
+
+@pytest.mark.parametrize("inputs", ["layer_norm", LayerNorm, 3])
+def test_what_is_no_normalisation_is_refused(inputs):
+    with pytest.raises(InputError, match=r"inputs: got .*, want None or one of ExpectedNorm"):
+        SparseAutoencoder.from_preset("topk", d_in=6, d_sae=14, k=3, inputs=inputs)
+    with pytest.raises(InputError, match=r"inputs: got .*, want None or one of ExpectedNorm"):
+        SparseAutoencoder(6, 14, select=TopK(3), inputs=inputs)
+
+
+@pytest.mark.parametrize("inputs", [ExpectedNorm(), LayerNorm(), Whitening()], ids=repr)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(inputs, tmp_path):
+    x, ends = draw(300), []
+    for folder, kill in ((None, False), (tmp_path, True), (tmp_path, False)):
+        sae = SparseAutoencoder.from_preset("topk", d_in=6, d_sae=14, k=3, inputs=inputs)
+        trainer = SAETrainer(sae, lr=0.01, batch_size=32, steps=16)
+        if kill:
+            left = iter(range(9))
+            sae.b_dec.register_hook(lambda gradient, left=left: next(left) * 0 + gradient)
+            with pytest.raises(StopIteration):
+                trainer.fit(x, checkpoint=folder, every=4)
+            continue
+        trainer.fit(x, checkpoint=folder, every=4)
+        ends.append(sae.state_dict())
+    for key, one in ends[0].items():
+        assert torch.equal(ends[1][key], one)

@@ -1,10 +1,12 @@
 """Sparse autoencoders: few active latents for each activation of a model.
 
-Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``,
+Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``; parts of
+one variant: ``pursuit``, ``adaptive``, ``afa``, ``choice``, ``gradient_aware``, ``contrastive``; ``bilinear``;
 ``metrics``, ``recovery`` (of known features), ``splice`` (into a running model), ``spliced_loss`` (what it loses by
-it), ``browse`` (latents as a page), ``from_model`` (training on one), ``storage`` (SAELens' file names), ``pca`` (the
-dense baseline), ``frontier`` (the methods compared) and ``sources`` (activations by the name of a file or model). Does
-not live here: selections and gradient rules (``parts``), hooks into models (``models``), the task.
+it), ``browse`` (latents as a page), ``from_model`` (training on one), ``storage`` and ``formats`` (our files and
+those of other libraries), ``inputs`` (normalisation), ``pca`` (the dense baseline), ``frontier`` (the methods compared)
+and ``sources`` (activations by the name of a file or model). Does not live here: selections and gradient rules
+(``parts``), hooks into models (``models``), the task.
 Importing this package loads no torch.
 """
 
@@ -15,6 +17,7 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "BilinearAutoencoder": "bilinear",
         "PCA": "pca",
         "SAETrainer": "trainer",
         "SparseAutoencoder": "model",
@@ -22,16 +25,28 @@ __getattr__, __dir__, __all__ = lazy(
         "attach": "splice",
         "cross_entropy_recovered": "spliced_loss",
         "evaluate": "metrics",
+        "fit_probe": "adaptive",
+        "with_gradients": "gradient_aware",
+        "zf_plot": "afa",
     },
     (
+        "adaptive",
+        "afa",
+        "bilinear",
         "browse",
+        "choice",
+        "contrastive",
+        "formats",
         "from_model",
         "frontier",
+        "gradient_aware",
+        "inputs",
         "metrics",
         "model",
         "objective",
         "pca",
         "presets",
+        "pursuit",
         "recovery",
         "sources",
         "splice",

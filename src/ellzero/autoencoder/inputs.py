@@ -22,7 +22,7 @@ from ellzero.errors import InputError, check, check_choice
 if TYPE_CHECKING:
     from ellzero.autoencoder.model import SparseAutoencoder
 
-__all__ = ["ExpectedNorm", "LayerNorm", "RowNorm", "Whitening", "decoded"]
+__all__ = ["ExpectedNorm", "LayerNorm", "RowNorm", "Whitening", "check_inputs", "decoded"]
 
 Rows = Float[Tensor, "rows d_in"]
 # Rows whose outer products are summed at a time.
@@ -33,6 +33,15 @@ def decoded(sae: Any, z: Any, x: Rows) -> Tensor:
     """``sae.decode(z)``, told which rows the codes are of where their scale is undone row by row."""
     inputs = getattr(sae, "inputs", None)
     return sae.decode(z) if inputs is None or not inputs.by_row else sae.decode(z, x)
+
+
+def check_inputs(inputs: Any) -> Any:
+    """The value, if it is a normalisation or None."""
+    if inputs is not None and (isinstance(inputs, type) or not hasattr(inputs, "by_row")):
+        raise InputError(
+            f"inputs: got {inputs!r}, want None or one of ExpectedNorm(), RowNorm(), LayerNorm(), Whitening()"
+        )
+    return inputs
 
 
 class _Fitted:

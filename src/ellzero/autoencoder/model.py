@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ellzero.autoencoder.codes import SparseCode, ranked
 from ellzero.autoencoder.encoders import Linear
+from ellzero.autoencoder.inputs import check_inputs
 from ellzero.autoencoder.selectors import Jump
 from ellzero.errors import InputError, check_array, check_integer
 from ellzero.kernels import torch_latents
@@ -69,7 +70,8 @@ class SparseAutoencoder(nn.Module):
         rows; reconstructions are in the units of the input.
     architecture : the name in ``cfg.json``: ``"standard"``, ``"gated"``, ``"topk"`` or ``"jumprelu"``.
     recommended : settings of ``SAETrainer`` where the caller gives none.
-    seed : of the first weights: random unit rows, the encoder being the decoder's transpose.
+    seed : of the first weights: random unit rows, the encoder being the decoder's transpose; None for zeros, where
+        weights from a file follow.
 
     Attributes
     ----------
@@ -93,7 +95,7 @@ class SparseAutoencoder(nn.Module):
         inputs: Any = None,
         architecture: str = "standard",
         recommended: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ):
         super().__init__()
         self.d_in = check_integer("d_in", d_in, at_least=1)
@@ -103,11 +105,14 @@ class SparseAutoencoder(nn.Module):
             raise InputError(f"k: got {k}, want 1 to {self.d_sae}, the number of latents")
         self.select, self.encoder, self.score, self.gradient = select, encoder, score, gradient
         self.infer, self.decoder, self.objective = infer, decoder, tuple(objective)
-        self.inputs, self.architecture, self.recommended = inputs, architecture, dict(recommended or {})
+        self.inputs = check_inputs(inputs)
+        self.architecture, self.recommended = architecture, dict(recommended or {})
         self.preset: str | None = None
         self.progress: float | None = None
-        rows = torch.from_numpy(rng(seed, "autoencoder", "W_dec").standard_normal((d_sae, d_in), dtype=np.float32))
-        rows = F.normalize(rows, dim=1)
+        rows = torch.zeros(d_sae, d_in)
+        if seed is not None:
+            drawn = rng(seed, "autoencoder", "W_dec").standard_normal((d_sae, d_in), dtype=np.float32)
+            rows = F.normalize(torch.from_numpy(drawn), dim=1)
         if not encoder.tied:
             self.W_enc = nn.Parameter(rows.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))

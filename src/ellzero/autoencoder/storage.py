@@ -171,7 +171,7 @@ def _made(place: Path, d_in: int, d_sae: int, parts: Any) -> SparseAutoencoder:
         options[slot] = from_json(part, f"{place}: {slot}")
         _check_role(f"{place}: {slot}", slot, options[slot])
     try:
-        return SparseAutoencoder(d_in, d_sae, **options)
+        return SparseAutoencoder(d_in, d_sae, seed=None, **options)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:

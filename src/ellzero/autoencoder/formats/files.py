@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,9 +71,9 @@ def read_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds more than weights, or is damaged; it is not opened ({error})") from error
     except Exception as error:  # a damaged file makes torch raise nearly anything
+        if type(error).__name__ == "UnpicklingError":
+            raise InputError(f"{path}: holds more than weights, or is damaged; it is not opened ({error})") from error
         raise InputError(f"{path}: cannot be read as weights of torch ({type(error).__name__}: {error})") from error
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise InputError(f"{path}: holds {type(found).__name__}, want a dictionary of tensors by name")

@@ -102,7 +102,7 @@ class Plain:
         architecture = "topk" if self.kind in _RULES else self.kind
         sae = SparseAutoencoder(
             d_in, d_sae, select=select, encoder=encoder, objective=[error], inputs=self.inputs,
-            decoder=UnitNorm() if unit else None, architecture=architecture,
+            decoder=UnitNorm() if unit else None, architecture=architecture, seed=None,
         )  # fmt: skip
         if self.kind == "jumprelu":
             sae.threshold = here.tensors["threshold"].clone()
@@ -182,11 +182,7 @@ def plain(sae: SparseAutoencoder, format: str) -> Plain:
             tensors = affine(tensors, centred, tensors["input_matrix"], tensors["input_mean"], tensors["input_inverse"])
         tensors = {key: one for key, one in tensors.items() if key not in inputs.shapes(sae.d_in)}
         inputs = None
-    multi = any(
-        isinstance(term, NestedReconstruction) and term.axis == "rank" and term.levels == (k, 4 * (k or 0))
-        for term in sae.objective
-    )
-    return Plain(kind, tensors, k, centred, inputs, name, multi)
+    return Plain(kind, tensors, k, centred, inputs, name)
 
 
 def rule(sae: SparseAutoencoder, format: str) -> tuple[str, int | None, Tensor | None]:

@@ -1,7 +1,8 @@
 """Folders of sparsify: ``cfg.json`` and ``sae.safetensors``, whose ``W_dec`` has a row for each latent.
 
 Lives here: ``load`` and ``save``. Does not live here: transcoders and grouped maxima, which have no equal here. Older
-releases had ``signed``, the largest magnitudes; newer ones ignore it, so it is read and never written.
+releases had ``signed``, the largest magnitudes; newer ones ignore it, so it is read and never written. Nor is
+``multi_topk``, with which that library's forward pass tells what ``4 k`` latents reconstruct.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def save(sae: SparseAutoencoder, path: Path) -> None:
     write_safetensors(path / WEIGHTS, tensors)
     config = {
         "activation": "topk", "expansion_factor": max(d_sae // d_in, 1), "normalize_decoder": sae.decoder is not None,
-        "num_latents": d_sae, "k": told.k, "multi_topk": told.multi, "skip_connection": False, "transcode": False,
+        "num_latents": d_sae, "k": told.k, "multi_topk": False, "skip_connection": False, "transcode": False,
         "d_in": d_in,
     }  # fmt: skip
     atomic.write_json(path / CONFIG, config)
