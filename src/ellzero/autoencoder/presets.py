@@ -18,6 +18,7 @@ from ellzero.autoencoder.choice import AuxZipf, FeatureChoice
 from ellzero.autoencoder.contrastive import Contrastive
 from ellzero.autoencoder.encoders import Gated, Linear
 from ellzero.autoencoder.gradient_aware import GradientAware
+from ellzero.autoencoder.inputs import check_inputs
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.nested import NestedReconstruction
 from ellzero.autoencoder.objective import L0, L1, AuxK, GateReconstruction, NormMatch, SquaredError
@@ -48,7 +49,7 @@ def variant(name: str, source: str, id: str | None = None, claim: str | None = N
             check_integer("d_in", d_in, at_least=1)
             check_integer("d_sae", d_sae, at_least=1)
             sae = build(d_in, d_sae, check_integer("k", k, at_least=1, at_most=d_sae), **options)
-            sae.inputs, sae.preset = inputs, name
+            sae.inputs, sae.preset = check_inputs(inputs), name
             return sae
 
         PRESETS[name] = checked
