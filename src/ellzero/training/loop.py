@@ -1,6 +1,7 @@
 """The training loop: steps, clipping, learning-rate schedule, averaging, mixed precision, checkpoints.
 
-Lives here: ``train``, and ``Batches``, an endless stream of shuffled batches that knows its position.
+Lives here: ``train``, the ``Run`` that it drives (several can be driven over the same batches), and ``Batches``, an
+endless stream of shuffled batches that knows its position.
 Does not live here: losses (``losses``), masks (``masks``), what a checkpoint file is (``checkpoints``).
 Killed at any moment and called again with the same arguments, a run ends with the same bits.
 """
@@ -23,7 +24,7 @@ from ellzero.errors import InputError, check, check_choice, check_integer
 from ellzero.rng import rng
 from ellzero.training import checkpoints
 
-__all__ = ["Batches", "Stateful", "Trained", "seeded", "train"]
+__all__ = ["Batches", "Run", "Stateful", "Trained", "bar", "next_batch", "seeded", "skip", "train"]
 
 
 class Stateful(Protocol):
@@ -138,21 +139,24 @@ def train(
     InputError : a bad argument, a loss that is not finite (with the step), batches that end early, or a checkpoint of a
         run with another number of steps.
     """
-    run = _Run(
-        model, loss, batches, optimizer, steps, schedule, clip, average, precision, parts or {}, generators or {}
-    )
+    run = Run(
+        model, loss, optimizer=optimizer, steps=steps, schedule=schedule, clip=clip, average=average,
+        precision=precision, parts=parts, generators=generators, seed=seed,
+    )  # fmt: skip
     check_integer("every", every, at_least=1)
-    check_integer("seed", seed, at_least=0)
-    first = run.resume(checkpoint) if checkpoint is not None else 0
+    if not hasattr(batches, "__iter__"):
+        raise InputError(f"batches: got {type(batches).__name__}, want an iterator of batches")
+    source, batches = batches, iter(batches)
+    first = _resume(run, checkpoint, source, batches) if checkpoint is not None else 0
     losses: dict[int, float] = {}
     start = time.perf_counter()
     model.train()
-    with _bar(progress, steps, first) as advance:
+    with bar(progress, steps, first) as advance:
         for step in range(first + 1, steps + 1):
-            with seeded(seed, step, run.device):
-                losses[step] = run.step(step)
+            losses[step] = run.step(step, next_batch(batches, step, steps))
             if checkpoint is not None and (step % every == 0 or step == steps):
-                checkpoints.save(checkpoint, step, run.state(step))
+                place = source.state_dict() if hasattr(source, "state_dict") else None
+                checkpoints.save(checkpoint, step, {**run.state(step), "batches": place})
             for callback in callbacks:
                 callback(step, losses[step])
             advance(losses[step])
@@ -176,7 +180,8 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(shown: bool, steps: int, first: int) -> Iterator[Callable[[float], None]]:
+def bar(shown: bool, steps: int, first: int) -> Iterator[Callable[[float], None]]:
+    """A bar with the last loss, if shown; gives what moves it on."""
     if not shown:
         yield lambda loss: None
         return
@@ -187,21 +192,63 @@ def _bar(shown: bool, steps: int, first: int) -> Iterator[Callable[[float], None
         yield lambda loss: bar.update(task, advance=1, description=f"loss {loss:.4g}")
 
 
-class _Run:
-    """The moving state of one call of ``train``."""
+def next_batch(batches: Iterator[Any], step: int, steps: int) -> Any:
+    """The batch of a step; ``InputError`` where there is none."""
+    try:
+        return next(batches)
+    except StopIteration:
+        raise InputError(f"batches: got {step - 1}, want {steps}, one for each step") from None
 
-    def __init__(self, model, loss, batches, optimizer, steps, schedule, clip, average, precision, parts, generators):
+
+def skip(source: Any, batches: Iterator[Any], place: Any, step: int, steps: int) -> None:
+    """Put batches where they stood after ``step``: by their saved ``place``, or by drawing those that were used."""
+    if place is not None:
+        if not hasattr(source, "load_state_dict"):
+            raise InputError("batches: cannot be put at a position, want Batches as in the checkpoint")
+        source.load_state_dict(place)
+        return
+    for used in range(step):
+        next_batch(batches, used + 1, steps)
+
+
+def _resume(run: Run, folder: str | os.PathLike, source: Any, batches: Iterator[Any]) -> int:
+    """Go to the newest checkpoint, if there is one, and return its step."""
+    found = checkpoints.latest(folder)
+    if found is None:
+        return 0
+    step, state = found
+    run.restore(state, f"the one in {folder}")
+    skip(source, batches, state["batches"], step, run.steps)
+    return step
+
+
+class Run:
+    """A model in training, one step at a time; the arguments are those of ``train``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        *,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        schedule: Callable[[float, float], float] | None = None,
+        clip: float | None = None,
+        average: float | None = None,
+        precision: str = "float32",
+        parts: Mapping[str, Stateful] | None = None,
+        generators: Mapping[str, torch.Generator | np.random.Generator] | None = None,
+        seed: int = 0,
+    ):
         self.steps = check_integer("steps", steps, at_least=1)
+        self.seed = check_integer("seed", seed, at_least=0)
         check_choice("precision", precision, ("float32", "bfloat16"))
         if clip is not None:
             check("clip", clip, above=0)
         if average is not None:
             check("average", average, at_least=0, below=1)
-        if not hasattr(batches, "__iter__"):
-            raise InputError(f"batches: got {type(batches).__name__}, want an iterator of batches")
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
-        self.source, self.batches = batches, iter(batches)
-        self.clip, self.average, self.parts, self.generators = clip, average, parts, generators
+        self.clip, self.average, self.parts, self.generators = clip, average, parts or {}, generators or {}
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.autocast = precision == "bfloat16"
@@ -210,13 +257,16 @@ class _Run:
         if average is not None:
             self.averaged = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    def step(self, step: int) -> float:
-        """One step, and its loss."""
+    def step(self, step: int, batch: Any) -> float:
+        """One step (they count from 1), and its loss."""
+        with seeded(self.seed, step, self.device):
+            return self._step(step, batch)
+
+    def _step(self, step: int, batch: Any) -> float:
         if self.schedule is not None:
             factor = self.schedule(step - 1, self.steps)
             for group, rate in zip(self.optimizer.param_groups, self.rates):
                 group["lr"] = rate * factor
-        batch = self._next(step)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             value = self.loss(self.model, batch)
@@ -238,33 +288,27 @@ class _Run:
                 self.averaged[name].lerp_(parameter, 1 - self.average)
         return found
 
-    def _next(self, step: int) -> Any:
-        try:
-            return next(self.batches)
-        except StopIteration:
-            raise InputError(f"batches: got {step - 1}, want {self.steps}, one for each step") from None
-
     def state(self, step: int) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, beside the batches."""
         return {
             "step": step,
             "steps": self.steps,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "batches": self.source.state_dict() if hasattr(self.source, "state_dict") else None,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "generators": dict(self.generators),
             "averaged": self.averaged,
         }
 
-    def resume(self, folder: str | os.PathLike) -> int:
-        """Go to the newest checkpoint, if there is one, and return its step."""
-        found = checkpoints.latest(folder)
-        if found is None:
-            return 0
-        step, state = found
+    def restore(self, state: Mapping[str, Any], where: str) -> None:
+        """Go back to what ``state`` gave; ``where`` names the checkpoint in errors.
+
+        Raises
+        ------
+        InputError : the state of another run.
+        """
         if state["steps"] != self.steps:
-            raise InputError(f"steps: got {self.steps}, want {state['steps']}, as in the checkpoint in {folder}")
+            raise InputError(f"steps: got {self.steps}, want {state['steps']}, as in the checkpoint, {where}")
         for name, mine in (("parts", self.parts), ("generators", self.generators)):
             if set(state[name]) != set(mine):
                 raise InputError(f"{name}: got {sorted(mine)}, want {sorted(state[name])}, as in the checkpoint")
@@ -272,22 +316,14 @@ class _Run:
             raise InputError(
                 f"average: got {self.average}, want {'one' if state['averaged'] else 'none'}, as in the checkpoint"
             )
-        if state["batches"] is not None and not hasattr(self.source, "load_state_dict"):
-            raise InputError("batches: cannot be put at a position, want Batches as in the checkpoint")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"checkpoint: the one in {folder} is of another model or optimiser ({error})") from error
+            raise InputError(f"checkpoint: {where} is of another model or optimiser ({error})") from error
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         for name, generator in self.generators.items():
             checkpoints.restore_generator(generator, state["generators"][name])
         for name, tensor in self.averaged.items():
             tensor.copy_(state["averaged"][name])
-        if state["batches"] is not None:
-            self.source.load_state_dict(state["batches"])
-        else:
-            for used in range(step):
-                self._next(used + 1)
-        return step
