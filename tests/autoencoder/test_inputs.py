@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ellzero.autoencoder import SAETrainer, SparseAutoencoder, attach, evaluate
-from ellzero.autoencoder.inputs import ExpectedNorm, LayerNorm, RowNorm, Whitening
+from ellzero.autoencoder.afa import zf_plot
+from ellzero.autoencoder.inputs import ExpectedNorm, LayerNorm, RowNorm, Whitening, directions
+from ellzero.autoencoder.recovery import recovery
 from ellzero.errors import InputError
 from ellzero.parts.constraints import TopK
 
@@ -212,3 +214,34 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(inputs, tmp_path):
         ends.append(sae.state_dict())
     for key, one in ends[0].items():
         assert torch.equal(ends[1][key], one)
+
+
+@pytest.mark.parametrize("inputs", [None, ExpectedNorm(), Whitening()], ids=repr)
+def test_directions_are_what_a_unit_of_a_latent_adds(inputs):
+    sae = SparseAutoencoder.from_preset("topk", d_in=6, d_sae=14, k=3, inputs=inputs)
+    sae.fit_inputs(draw())
+    with torch.no_grad():
+        added = sae.decode(torch.eye(14)) - sae.decode(torch.zeros(1, 14))
+        torch.testing.assert_close(directions(sae), added, atol=1e-4, rtol=1e-4)
+
+
+def test_known_features_are_sought_in_the_units_of_the_input():
+    x = draw()
+    atoms = nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).standard_normal((5, 6))).float(), dim=1)
+    sae = SparseAutoencoder.from_preset("topk", d_in=6, d_sae=5, k=2, inputs=Whitening())
+    sae.fit_inputs(x)
+    with torch.no_grad():
+        sae.W_dec.copy_(atoms @ sae.input_matrix)
+    assert recovery(sae, atoms, x, np.ones((len(x), 5)))["mcc"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ALL, ids=repr)
+def test_norms_of_codes_stand_against_norms_of_normalised_rows(inputs):
+    x = draw()
+    sae = SparseAutoencoder.from_preset("topk", d_in=6, d_sae=14, k=3, inputs=inputs)
+    sae.fit_inputs(x)
+    bare = SparseAutoencoder.from_preset("topk", d_in=6, d_sae=14, k=3)
+    found, wanted = zf_plot(sae, x), zf_plot(bare, sae.normalized(x))
+    assert len(vars(found)) >= 4
+    for key, one in vars(wanted).items():
+        np.testing.assert_allclose(vars(found)[key], one, rtol=1e-5)

@@ -117,7 +117,8 @@ def zf_plot(sae: Any, x: Any) -> ZFPlot:
         gap = (told.double().square().sum(1) - z.double().square().sum(1)).abs()
         active = (z != 0).sum(1)
         bound = torch.where(active > 1, gap / room.clamp_min(1e-300), torch.zeros_like(gap))
-        parts.append([(rows - sae.b_dec).norm(dim=1), size, squared, active, bound])
+        seen = sae.normalized(rows) if hasattr(sae, "normalized") else rows
+        parts.append([(seen - sae.b_dec).norm(dim=1), size, squared, active, bound])
     if not parts:
         raise InputError("x: got no rows, want some")
     return ZFPlot(*(torch.cat(part).cpu().numpy() for part in zip(*parts)))

@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import nn
 
 from ellzero.autoencoder.browse_page import render
+from ellzero.autoencoder.inputs import directions
 from ellzero.autoencoder.metrics import evaluate
 from ellzero.autoencoder.splice import attach
 from ellzero.autoencoder.spliced_loss import cross_entropy_recovered, predicts_next
@@ -141,7 +142,7 @@ def promoted(model: nn.Module, sae: Any, most: int) -> tuple[np.ndarray, np.ndar
     if lens is None:
         return None
     tokens, values = [], []
-    for rows in sae.W_dec.detach().split(256):
+    for rows in directions(sae).detach().split(256):
         logits = lens(rows).float()
         k = min(most, logits.shape[1])
         high, low = logits.topk(k), logits.topk(k, largest=False)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ellzero.autoencoder.inputs import directions
 from ellzero.errors import InputError, check, check_array, check_choice, check_integer
 from ellzero.models.activations import ActivationStream, evaluating
 from ellzero.models.attach import attach
@@ -52,7 +53,7 @@ class GradientAware:
     ) -> Float[Tensor, "rows d_sae"]:
         """The scores of the rows whose gradients are ``beside``, ``[rows, d_in]``."""
         check_array("beside", beside, ndim=2, shape=(len(scores), sae.d_in), dtypes="f")
-        slope = F.linear(torch.as_tensor(beside).to(sae.W_dec), sae.W_dec).abs()
+        slope = F.linear(torch.as_tensor(beside).to(sae.W_dec), directions(sae)).abs()
         if self.form == "multiply":
             return scores + self.beta * scores * slope
         return torch.where(scores > 0, scores + self.beta * slope, scores)

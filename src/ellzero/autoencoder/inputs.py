@@ -1,9 +1,10 @@
 """Normalisation of what an autoencoder reads: done before the encoder, undone after the decoder.
 
-Lives here: ``ExpectedNorm``, ``RowNorm``, ``LayerNorm`` and ``Whitening``, frozen values, and ``decoded``. Does not
-live here: the trainer's own scale, which is gone from the weights when training ends. The loss is of normalised rows,
-which is what the encoder sees; what ``sae(x)`` gives and every metric are in the units of ``x``. Where a value is found
-from data (``shapes`` names it), it is a buffer of the autoencoder, set by ``fit_inputs`` or by training.
+Lives here: ``ExpectedNorm``, ``RowNorm``, ``LayerNorm`` and ``Whitening``, frozen values; ``decoded`` and
+``directions``, for what reads any autoencoder. Does not live here: the trainer's own scale, which is gone from the
+weights when training ends. The loss is of normalised rows, which is what the encoder sees; what ``sae(x)`` gives and
+every metric are in the units of ``x``. Where a value is found from data (``shapes`` names it), it is a buffer of the
+autoencoder, set by ``fit_inputs`` or by training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ellzero.errors import InputError, check, check_choice
 if TYPE_CHECKING:
     from ellzero.autoencoder.model import SparseAutoencoder
 
-__all__ = ["ExpectedNorm", "LayerNorm", "RowNorm", "Whitening", "check_inputs", "decoded"]
+__all__ = ["ExpectedNorm", "LayerNorm", "RowNorm", "Whitening", "check_inputs", "decoded", "directions"]
 
 Rows = Float[Tensor, "rows d_in"]
 # Rows whose outer products are summed at a time.
@@ -42,6 +43,15 @@ def check_inputs(inputs: Any) -> Any:
             f"inputs: got {inputs!r}, want None or one of ExpectedNorm(), RowNorm(), LayerNorm(), Whitening()"
         )
     return inputs
+
+
+def directions(sae: Any) -> Tensor:
+    """What one unit of each latent adds to the reconstruction, ``[d_sae, d_in]``, in the input's units.
+
+    Where rows are normalised one by one, each row's own scale comes on top, and these are the rows of ``W_dec``.
+    """
+    inputs = getattr(sae, "inputs", None)
+    return sae.W_dec if inputs is None or inputs.by_row else inputs.turn(sae, sae.W_dec)
 
 
 class _Fitted:
@@ -103,10 +113,14 @@ class ExpectedNorm(_Fitted):
         self._check(sae)
         return x * sae.input_scale
 
+    def turn(self, sae: SparseAutoencoder, rows: Rows) -> Rows:
+        """Directions in the units of ``x``."""
+        self._check(sae)
+        return rows / sae.input_scale
+
     def undo(self, sae: SparseAutoencoder, x_hat: Rows, x: Rows | None) -> Rows:
         """In the units of ``x`` again."""
-        self._check(sae)
-        return x_hat / sae.input_scale
+        return self.turn(sae, x_hat)
 
 
 @dataclass(frozen=True)
@@ -154,10 +168,14 @@ class Whitening(_Fitted):
         self._check(sae)
         return (x - sae.input_mean) @ sae.input_matrix
 
+    def turn(self, sae: SparseAutoencoder, rows: Rows) -> Rows:
+        """Directions in the units of ``x``."""
+        self._check(sae)
+        return rows @ sae.input_inverse
+
     def undo(self, sae: SparseAutoencoder, x_hat: Rows, x: Rows | None) -> Rows:
         """In the units of ``x`` again."""
-        self._check(sae)
-        return x_hat @ sae.input_inverse + sae.input_mean
+        return self.turn(sae, x_hat) + sae.input_mean
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from ellzero.autoencoder.inputs import directions
 from ellzero.autoencoder.metrics import batches
 from ellzero.errors import InputError, check, check_array
 from ellzero.registry import register
@@ -126,7 +127,7 @@ def recovery(sae: Any, atoms: Any, x: Any, f: Any, *, above: float = 0.9) -> dic
     """
     check("above", above, at_least=0, below=1)
     f = _numpy("f", f)
-    cosines = absolute_cosines(sae.W_dec, atoms)
+    cosines = absolute_cosines(directions(sae), atoms)
     rows, columns = linear_sum_assignment(cosines, maximize=True)
     latents = np.full(len(atoms), -1)
     latents[columns] = rows
