@@ -213,7 +213,7 @@ def test_an_interrupted_cache_goes_on(tmp_path, monkeypatch):
     again = ActivationStream(MODEL, **OPTIONS, cache=tmp_path)
     assert equal(plain, list(again))
     assert done >= 1
-    assert 0 < calls["run"] < len(again._plan)
+    assert 0 < calls["run"] < len(again.plan)
 
 
 def test_a_cache_of_something_else_is_refused(tmp_path):

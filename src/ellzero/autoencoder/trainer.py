@@ -6,6 +6,7 @@ calibration at the end. Does not live here: the loop itself (``ellzero.training.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -26,7 +27,7 @@ from ellzero.parts.schedules import Linear
 from ellzero.training.loop import Batches, Trained, train
 from ellzero.training.threads import threads_for
 
-__all__ = ["SAETrainer", "geometric_median"]
+__all__ = ["SAETrainer", "as_tensor", "geometric_median", "streamed", "thinned"]
 
 _WARM, _DECAY = Linear(0.0, 1.0, 0.0, 0.05), Linear(1.0, 0.0, 0.8, 1.0)
 _SAMPLE = 65_536
@@ -68,8 +69,7 @@ class SAETrainer:
     betas : of Adam; the variant's own by default, else ``(0.9, 0.999)``.
     average : decay of a moving average of the weights, which replaces them at the end; None for none.
     engine : ``"dense"`` forms all activations of a batch; ``"sparse"`` never does, where the selection is by ``TopK``
-    or
-        ``BatchTopK``: the same losses but for rounding, in less memory. ``"auto"`` is sparse from 512 latents on.
+        or ``BatchTopK``: the same losses but for rounding, in less memory. ``"auto"`` is sparse from 512 latents on.
     skip_silent : latents without gradient keep their weights and moments in a step; for very wide dictionaries.
     seed : of the order of rows.
     """
@@ -105,6 +105,7 @@ class SAETrainer:
         self.initialize = bool(initialize)
         self.sparse = engine == "sparse" or (engine == "auto" and sae.d_sae >= _WIDE)
         self.state = _State(sae, self.lr, self.steps, self.sparse)
+        self.sample: Tensor | None = None
 
     def fit(
         self, acts: Any, *, beside: Any = None, progress: bool = False, checkpoint: Any = None, every: int = 1000
@@ -126,65 +127,79 @@ class SAETrainer:
         InputError : activations that are no rows of ``d_in`` finite numbers, all equal, or fewer than the steps need;
             a loss that is not finite (a smaller ``lr`` helps).
         """
-        sample, batches = self._source(acts, beside)
-        if self.sae.inputs is not None:
-            if not self.sae.inputs.fitted(self.sae):
-                self.sae.fit_inputs(sample)
-            sample = self.sae.normalized(sample)
-        size = float(sample.square().sum(1).mean().sqrt())
-        if not bool((sample != sample[0]).any()):
-            raise InputError(f"acts: all {len(sample)} rows are equal, want rows that vary")
-        scale = math.sqrt(self.sae.d_in) / size
-        sample = sample * scale
-        spread = float((sample - sample.mean(0)).square().sum(1).mean())
-        self.state = _State(self.sae, self.lr, self.steps, self.sparse, spread)
-        self.state.scale = scale
-        self.sae.rescale(scale)
-        try:
-            found = self._run(sample, batches, scale, progress=progress, checkpoint=checkpoint, every=every)
-        finally:
-            self.sae.rescale(1 / scale)
+        sample, batches = self.source(acts, beside)
+        with self.course(sample) as course, threads_for(self.products):
+            found = train(self.sae, self.loss, batches, **course, progress=progress, checkpoint=checkpoint, every=every)
+            self.finish(found.averaged)
         self.sae.eval()
         return found
 
-    def _run(self, sample: Tensor, batches: Any, scale: float, **options: Any) -> Trained:
+    @property
+    def products(self) -> int:
+        """Multiply-adds of one of the five products in a step."""
+        return self.batch_size * self.sae.d_in * self.sae.d_sae
+
+    @contextlib.contextmanager
+    def course(self, sample: Tensor) -> Iterator[dict[str, Any]]:
+        """What ``ellzero.training.loop.Run`` needs beside model and loss; inside, the weights are of scaled rows."""
         sae = self.sae
-        if self.initialize:
-            with torch.no_grad():
-                sae.b_dec.copy_(geometric_median(sample))
-        sae.normalize()
-        optimizer = RowAdam(
+        if sae.inputs is not None:
+            if not sae.inputs.fitted(sae):
+                sae.fit_inputs(sample)
+            sample = sae.normalized(sample)
+        if not bool((sample != sample[0]).any()):
+            raise InputError(f"acts: all {len(sample)} rows are equal, want rows that vary")
+        scale = math.sqrt(sae.d_in) / float(sample.square().sum(1).mean().sqrt())
+        sample = sample * scale
+        spread = float((sample - sample.mean(0)).square().sum(1).mean())
+        self.sample = sample if sae.calibrates else None
+        self.state = _State(sae, self.lr, self.steps, self.sparse, spread)
+        self.state.scale = scale
+        sae.rescale(scale)
+        try:
+            if self.initialize:
+                with torch.no_grad():
+                    sae.b_dec.copy_(geometric_median(sample))
+            sae.normalize()
+            yield {
+                "optimizer": self.optimizer(), "steps": self.steps, "schedule": learning_rate_factor,
+                "average": self.average, "parts": {"sae": self.state}, "seed": self.seed,
+            }  # fmt: skip
+        finally:
+            self.sample = sae.progress = None
+            sae.rescale(1 / scale)
+
+    def optimizer(self) -> RowAdam:
+        """Adam with the clip and the decoder's constraint."""
+        sae = self.sae
+        return RowAdam(
             sae.parameters(), lr=self.lr, betas=self.betas, clip=self.clip, skip_silent=self.skip_silent,
             unit=[sae.W_dec] if isinstance(sae.decoder, UnitNorm) else [],
         )  # fmt: skip
-        try:
-            with threads_for(self.batch_size * sae.d_in * sae.d_sae):  # one product of the five in a step
-                found = train(
-                    sae, lambda model, batch: self._loss(batch, scale), batches,
-                    optimizer=optimizer, steps=self.steps, schedule=learning_rate_factor, average=self.average,
-                    parts={"sae": self.state}, seed=self.seed, **options,
-                )  # fmt: skip
-        finally:
-            sae.progress = None
+
+    def finish(self, averaged: Mapping[str, Tensor]) -> None:
+        """After the last step: averaged weights, the decoder's constraint, the threshold."""
+        sae = self.sae
+        sae.progress = None
         with torch.no_grad():
-            for name, tensor in found.averaged.items():
+            for name, tensor in averaged.items():
                 sae.get_parameter(name).copy_(tensor)
             sae.normalize()
         if sae.calibrates:
-            sae.set_threshold(sample)
-        return found
+            sae.set_threshold(self.sample)
 
-    def _loss(self, batch: Any, scale: float) -> Tensor:
+    def loss(self, sae: SparseAutoencoder, batch: Any) -> Tensor:
+        """The objective on a batch of rows, or of rows and what is beside them."""
         rows, beside = batch if isinstance(batch, tuple) else (batch, None)
-        return self.state.loss(self.sae.normalized(rows.to(self.sae.W_dec)) * scale, beside)
+        return self.state.loss(sae.normalized(rows.to(sae.W_dec)) * self.state.scale, beside)
 
-    def _source(self, acts: Any, beside: Any = None) -> tuple[Tensor, Any]:
+    def source(self, acts: Any, beside: Any = None) -> tuple[Tensor, Any]:
         """A sample of rows for scale, start and calibration, and the batches to train on."""
         width = self.sae.d_in
         if hasattr(acts, "shape"):
             check_array("acts", acts, ndim=2, shape=(None, width), dtypes="f")
-            rows = acts.detach() if isinstance(acts, Tensor) else _tensor(acts)
-            sample = rows[:: -(-len(rows) // _SAMPLE)].to(self.sae.W_dec)
+            rows = acts.detach() if isinstance(acts, Tensor) else as_tensor(acts)
+            sample = thinned(rows).to(self.sae.W_dec)
             if beside is None:
                 return sample, Batches(rows, batch_size=self.batch_size, seed=self.seed)
             check_array("beside", beside, shape=(len(rows), *(None,) * (beside.ndim - 1)))
@@ -192,16 +207,27 @@ class SAETrainer:
             return sample, Batches(rows, beside, batch_size=self.batch_size, seed=self.seed)
         if beside is not None:
             raise InputError("beside: got one beside a stream of activations, want acts as an array too")
-        if not hasattr(acts, "__iter__"):
-            raise InputError(f"acts: got {type(acts).__name__}, want an array, a tensor or an iterable of batches")
-        stream = _rows(acts, width, self.batch_size)
-        first = list(itertools.islice(stream, max(min(_SAMPLE // self.batch_size, self.steps), 1)))
-        if not first:
-            raise InputError(f"acts: got fewer rows than the batch size, want at least {self.batch_size}")
-        return torch.cat(first).to(self.sae.W_dec), itertools.chain(first, stream)
+        return streamed(acts, width, self)
 
 
-def _tensor(x: Any) -> Tensor:
+def streamed(acts: Any, width: int, trainer: SAETrainer) -> tuple[Tensor, Iterator[Tensor]]:
+    """A sample of a stream's rows, and its batches, which begin with that sample."""
+    if not hasattr(acts, "__iter__"):
+        raise InputError(f"acts: got {type(acts).__name__}, want an array, a tensor or an iterable of batches")
+    size = trainer.batch_size
+    stream = _rows(acts, width, size)
+    first = list(itertools.islice(stream, max(min(_SAMPLE // size, trainer.steps), 1)))
+    if not first:
+        raise InputError(f"acts: got fewer rows than the batch size, want at least {size}")
+    return torch.cat(first).to(trainer.sae.W_dec), itertools.chain(first, stream)
+
+
+def thinned(rows: Tensor) -> Tensor:
+    """A sample of rows, evenly spaced."""
+    return rows[:: -(-len(rows) // _SAMPLE)]
+
+
+def as_tensor(x: Any) -> Tensor:
     """A tensor over the array's memory if it is float32 (a memory map stays one), else a copy in float32."""
     x = np.asarray(x)
     with warnings.catch_warnings():  # that it may not be written to, which nobody does

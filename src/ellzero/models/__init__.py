@@ -1,7 +1,7 @@
 """Models to work on, and the one door to a user's own.
 
 Lives here: reference nets (MLP, CNN, residual net, transformer with tokenizer), ``attach.attach`` and ``swap`` for any
-module, ``ActivationStream``, ``load_model`` for Hugging Face folders, and the language model that ships.
+module, ``ActivationStream`` (and ``JointStream`` of several modules), ``load_model`` for Hugging Face folders, and the language model that ships.
 Does not live here: training loops and losses (``training``), or any method that makes something sparse.
 Needs the extra ``torch``; ``load_model`` of a Hugging Face folder needs ``hf``.
 """
@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "ActivationStream": "activations",
         "CNNConfig": "cnn",
+        "JointStream": "joint_stream",
         "MLPConfig": "mlp",
         "ResidualConfig": "residual",
         "Tokenizer": "tokenizer",
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy(
         "cnn",
         "huggingface",
         "initial",
+        "joint_stream",
         "layer_report",
         "lens",
         "mlp",

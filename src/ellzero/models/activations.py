@@ -25,10 +25,10 @@ from ellzero.models.sites import locate
 from ellzero.models.windows import Window, bos_token, cut_texts, cut_tokens, padded
 from ellzero.rng import rng
 
-__all__ = ["ActivationStream", "ForwardPass", "evaluating"]
+__all__ = ["ActivationStream", "ForwardPass", "Reached", "evaluating"]
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Raised by the hook: what comes after the module need not be computed."""
 
 
@@ -119,7 +119,7 @@ class ActivationStream:
         self.model, self.dtype, self.drop_bos = model, dtype, bool(drop_bos)
         self.name = locate(model, hook, site)
         self._takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
-        self._inputs, self._windows, self._plan, self._cache = inputs, [], [], None
+        self._inputs, self._windows, self.plan, self._cache = inputs, [], [], None
         if inputs is None:
             self._cut(texts, tokens, tokenizer)
         if cache is not None:
@@ -142,7 +142,7 @@ class ActivationStream:
         if low < 0 or (known is not None and high >= known):
             wrong = low if low < 0 else high
             raise InputError(f"tokens: got token {wrong}, but the model knows 0 to {known - 1}: whose tokenizer is it?")
-        self._plan = self._batched(rng(self.seed, "windows").permutation(len(self._windows)))
+        self.plan = self._batched(rng(self.seed, "windows").permutation(len(self._windows)))
 
     def _batched(self, order: np.ndarray) -> list[list[Window]]:
         """The windows of each forward pass; of equal length where the model cannot be told about padding."""
@@ -213,9 +213,15 @@ class ActivationStream:
         """The forward passes over texts or tokens, in the order of the stream before it is shuffled."""
         if self._inputs is not None:
             raise InputError("passes: the stream is over inputs, want one over texts or tokens")
-        return map(self._pass, self._plan)
+        return map(self.forward_pass, self.plan)
 
-    def _pass(self, batch: Sequence[Window]) -> ForwardPass:
+    @property
+    def cached(self) -> bool:
+        """Whether rows are kept in a folder."""
+        return self._cache is not None
+
+    def forward_pass(self, batch: Sequence[Window]) -> ForwardPass:
+        """Windows of one batch as the model takes them."""
         tokens, real, counts = padded(batch)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         keywords = {"attention_mask": torch.from_numpy(real).long().to(device)} if self._takes_mask else {}
@@ -226,11 +232,11 @@ class ActivationStream:
         if self._inputs is not None:
             return self._from_inputs()
         if self._cache is not None:
-            return self._cache.through(self._plan, self._from_windows)
-        return (self._from_windows(batch) for batch in self._plan)
+            return self._cache.through(self.plan, self._from_windows)
+        return (self._from_windows(batch) for batch in self.plan)
 
     def _from_windows(self, batch: Sequence[Window]) -> tuple[Tensor, np.ndarray]:
-        tokens, keywords, counts, documents = self._pass(batch)
+        tokens, keywords, counts, documents = self.forward_pass(batch)
         out = self._record((tokens,), keywords)
         if out.ndim != 3 or out.shape[:2] != tokens.shape:
             raise InputError(
@@ -270,9 +276,9 @@ class ActivationStream:
 
         def keep(x: Tensor) -> None:
             found.append(x)
-            raise _Reached
+            raise Reached
 
-        with suppress(_Reached), evaluating(self.model), attach(self.model, {self.name: keep}):
+        with suppress(Reached), evaluating(self.model), attach(self.model, {self.name: keep}):
             self.model(*arguments, **keywords)
         if not found:
             raise InputError(f"hook: {self.name!r} did not run in a forward pass, want a module that does")
