@@ -1,6 +1,7 @@
 """Files against the libraries they are of: each reads what we write, and we read what it writes, for the same numbers.
 
-Each test skips where its library is not installed (the ``bench`` extra). ``test_formats`` has files made by hand.
+Each test skips where its library is not installed (see the ``bench`` extra and ``constraints.txt``).
+``test_formats`` has files made by hand.
 """
 
 from __future__ import annotations
