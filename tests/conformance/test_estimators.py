@@ -13,7 +13,7 @@ from ellzero.parts.penalties import L1, L21, MCP
 
 pytest.importorskip("torch")  # an estimator of the linear wing trains with it
 registry.load_all()
-ENTRIES = [entry for entry in registry.entries("estimator") if entry.wing in ("linear", "recommend")]
+ENTRIES = [entry for entry in registry.entries("estimator") if entry.wing in ("linear", "recommend", "autoencoder")]
 
 # The checks fit some fifty times; what searches, resamples or trains does so briefly here.
 BRIEF = {
@@ -21,6 +21,7 @@ BRIEF = {
     "KnockoffSelection": {"n_alphas": 8, "cv": 2},
     "LassoCV": {"n_alphas": 8, "cv": 2},
     "PreconditionedLasso": {"n_alphas": 8, "cv": 2},
+    "SAETransformer": {"n_components": 24, "k": 3, "steps": 8},
     "SequentialAttention": {"steps": 6, "hidden": ()},
     "SparseBayesianRegression": {"tol": 1e-2},
     "SparseLogisticRegressionCV": {"n_alphas": 2, "eps": 0.3, "cv": 2, "tol": 1e-9},
@@ -37,6 +38,7 @@ ROADS = {
     ],
     "GroupLasso": [{"l1_ratio": 0.5, "alpha": 0.3}],
     "OrthogonalMatchingPursuit": [{"loss": "square_root", "alpha": 0.1}, {"loss": "absolute", "k": 1}],
+    "SAETransformer": [{"preset": "batchtopk"}, {"preset": "jumprelu", "sparse_output": True}],
     "SparseBayesianRegression": [{"posterior": "messages"}],
     "SparseLogisticRegression": [{"grouped": True, "alpha": 0.1}],
     "SquareRootLasso": [{"alpha": 0.1}],
