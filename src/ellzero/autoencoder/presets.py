@@ -274,14 +274,16 @@ def adaptive_k(
     )  # fmt: skip
 
 
-@variant("top_afa", "arXiv:2503.24277", "S107", "as good a reconstruction as TopK at a k that it finds itself")
+@variant("top_afa", "arXiv:2503.24277", "S107", "finds how many latents a row needs by itself")
 def top_afa(
     d_in: int, d_sae: int, k: int = 32, *, weight: float = 0.1, dead_after: int = 10_000_000, seed: int = 0
 ) -> SparseAutoencoder:
     """The largest latents, until their norm is the input's. top-AFA (2025).
 
     The number active is what the norms ask for, often many, and ``k`` says nothing. ``weight`` is that of the squared
-    difference of the norms.
+    difference of the norms. With planted orthogonal features the number is the true one. The paper's reconstruction as
+    good as TopK's did not show on activations of width 128: 151 of 256 latents were active, and 1.7 times as much was
+    left unexplained as by TopK with as many (0.052 and 0.030 after 150 steps of 256 rows).
     """
     return SparseAutoencoder(
         d_in, d_sae, select=PrefixNorm(), architecture="top_afa", seed=seed,
