@@ -44,11 +44,6 @@ class Contrastive:
         check_choice("positives", self.positives, ("ranks", "same", "pairs", "labels"))
         check_integer("factor", self.factor, at_least=2)
 
-    @property
-    def rank(self) -> int:
-        """Known only with the codes' ``k``."""
-        return 0
-
     def __call__(self, step: Step) -> Tensor:
         if self.weight == 0:
             return step.x.new_zeros(())
