@@ -14,7 +14,7 @@ from ellzero.data import sets
 RUNS = Path("runs/demo")
 COMPARISONS = {
     "regression": ["--seeds", "3", "--trials", "4"],
-    "autoencoder": ["--budgets", "4,8,16,32"],
+    "autoencoder": ["--budgets", "4,8,16,32", "--methods", "pca,relu-l1,topk,batchtopk"],
     "network": ["--budgets", "0.02,0.05,0.1,0.3", "--seeds", "2"],
 }
 

@@ -1,11 +1,12 @@
 """Ways to code activations with few numbers, as methods of the comparison: explained variance against L0.
 
-Lives here: ``PrincipalComponents``, ``ReLUL1``, ``TopK``, ``BatchTopK`` and what they fit. Does not live here: the
-data, the split or the report (``compare``). Every autoencoder has the same width, steps and batches.
+Lives here: ``PrincipalComponents``, ``Trained`` (any preset) and what they fit. Does not live here: the data, the split
+or the report (``compare``). Every autoencoder has the same width, steps and batches.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from ellzero.autoencoder import storage
 from ellzero.autoencoder.metrics import evaluate, explained_variance
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.pca import PCA
+from ellzero.autoencoder.presets import PRESETS, preset
 from ellzero.autoencoder.trainer import SAETrainer
 from ellzero.errors import InputError, check, check_integer
 from ellzero.protocol import Data
@@ -26,7 +28,7 @@ from ellzero.registry import register
 from ellzero.rng import rng
 from ellzero.training.threads import threads_for
 
-__all__ = ["BatchTopK", "FittedCode", "PrincipalComponents", "ReLUL1", "TopK", "methods"]
+__all__ = ["FittedCode", "PrincipalComponents", "Trained", "methods"]
 
 BATCH = 512
 
@@ -100,16 +102,37 @@ class PrincipalComponents:
             yield FittedCode(model, evaluate(model, data.validation)["l0"])
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """Settings that all trained autoencoders share. ``lr`` is the peak learning rate of Adam."""
+# Batches without firing after which a latent counts as dead in these short runs.
+_DEAD = 40
+# Presets that need more of each row than its activation, and one that takes no budget but finds its own.
+_ELSEWHERE = ("adaptive_k", "g_sae", "top_afa")
 
+
+@register(
+    kind="method", wing="autoencoder", id="S136", source="arXiv:2406.04093", extra="torch",
+    example=lambda: Trained("topk"),
+)  # fmt: skip
+@dataclass(frozen=True)
+class Trained:
+    """An autoencoder trained for each budget: the preset of that name (with hyphens), its ``k`` being the budget.
+
+    ``lr`` is the peak learning rate of Adam.
+    """
+
+    name: str
     lr: float = 0.01
+    dense: bool = False
 
     def __post_init__(self):
+        preset(self.preset)
         check("lr", self.lr, above=0)
 
-    def candidates(self, trials: int, seed: int) -> Sequence[Any]:
+    @property
+    def preset(self) -> str:
+        """The name in ``ellzero.autoencoder.presets``."""
+        return self.name.replace("-", "_") if isinstance(self.name, str) else self.name
+
+    def candidates(self, trials: int, seed: int) -> Sequence[Trained]:
         """Itself, then learning rates drawn log-uniformly between 0.003 and 0.03."""
         check_integer("trials", trials, at_least=1)
         stream = rng(seed, "candidates", self.name)
@@ -121,55 +144,21 @@ class _Trained:
         info = data.info
         for budget in budgets:
             k = _count(budget, info["d_sae"], "latents")
-            sae = self._build(data.train.shape[1], info["d_sae"], k, seed, info["batch_size"])
+            sae = self.build(data.train.shape[1], info["d_sae"], k, seed, info["batch_size"])
             trainer = SAETrainer(sae, lr=self.lr, batch_size=info["batch_size"], steps=info["steps"], seed=seed)
             trainer.fit(data.train)
             if sae.calibrates:  # on rows that were not trained on, where a little more is active
                 sae.calibrate(torch.from_numpy(data.validation))
             yield FittedCode(sae, evaluate(sae, data.validation)["l0"])
 
-
-@register(kind="method", wing="autoencoder", source="arXiv:2309.08600", extra="torch")
-@dataclass(frozen=True)
-class ReLUL1(_Trained):
-    """Rectified codes; during training the L1 price is steered to the budget. Cunningham et al. (2023)."""
-
-    name: str = "relu-l1"
-    dense: bool = False
-
-    def _build(self, d_in: int, d_sae: int, k: int, seed: int, batch: int) -> SparseAutoencoder:
-        return SparseAutoencoder.from_preset("relu_l1", d_in=d_in, d_sae=d_sae, k=k, seed=seed)
-
-
-@register(kind="method", wing="autoencoder", id="S136", source="arXiv:2406.04093", extra="torch")
-@dataclass(frozen=True)
-class TopK(_Trained):
-    """The k largest activations of each row. Gao et al. (2024)."""
-
-    name: str = "topk"
-    dense: bool = False
-
-    def _build(self, d_in: int, d_sae: int, k: int, seed: int, batch: int) -> SparseAutoencoder:
-        return SparseAutoencoder.from_preset("topk", d_in=d_in, d_sae=d_sae, k=k, seed=seed, dead_after=_DEAD * batch)
-
-
-@register(kind="method", wing="autoencoder", source="arXiv:2412.06410", extra="torch")
-@dataclass(frozen=True)
-class BatchTopK(_Trained):
-    """k activations per row on average over the batch, a threshold at inference. Bussmann et al. (2024)."""
-
-    name: str = "batchtopk"
-    dense: bool = False
-
-    def _build(self, d_in: int, d_sae: int, k: int, seed: int, batch: int) -> SparseAutoencoder:
-        build = SparseAutoencoder.from_preset
-        return build("batchtopk", d_in=d_in, d_sae=d_sae, k=k, seed=seed, dead_after=_DEAD * batch)
-
-
-# Batches without firing after which a latent counts as dead in these short runs.
-_DEAD = 40
+    def build(self, d_in: int, d_sae: int, k: int, seed: int, batch: int) -> SparseAutoencoder:
+        """The autoencoder before training; in these short runs a latent counts as dead after 40 batches."""
+        make = preset(self.preset)
+        options = {"dead_after": _DEAD * batch} if "dead_after" in inspect.signature(make).parameters else {}
+        return make(d_in, d_sae, k, seed=seed, **options)
 
 
 def methods() -> dict[str, Any]:
-    """The methods of the comparison by name."""
-    return {method.name: method for method in (PrincipalComponents(), ReLUL1(), TopK(), BatchTopK())}
+    """The methods of the comparison by name: PCA, and every preset that has a budget and learns from activations alone."""
+    names = [name.replace("_", "-") for name in PRESETS if name not in _ELSEWHERE]
+    return {"pca": PrincipalComponents(), **{name: Trained(name) for name in names}}

@@ -163,7 +163,7 @@ class Autoencoder:
     # -- methods
 
     def methods(self) -> Mapping[str, Method]:
-        """PCA, ReLU + L1, TopK, BatchTopK."""
+        """PCA, and every preset that has a budget and learns from activations alone."""
         return frontier.methods()
 
     def budgets(self, data: Data) -> Sequence[float]:
