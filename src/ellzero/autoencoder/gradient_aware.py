@@ -35,9 +35,9 @@ class GradientAware:
     |W_dec_i . g|`` in its place, for latents that are on. Only the choice changes, values are kept as they are, and no
     derivative flows through the score.
 
-    What it gave: the reference language model, spliced at layer 2 with k = 8, loses 0.768 nats with gradients at hand and
-    0.787 without, against 0.811 with ``TopK``, at the same error (FVU 0.276, 0.275). Where what matters is small beside
-    the rest, a code trained so and then chosen without gradients can be worse than ``TopK``'s.
+    What it gave: the reference language model, spliced at layer 2 with k = 8, loses 0.768 nats with gradients at hand
+    and 0.787 without, against 0.811 with ``TopK``, at the same error (FVU 0.276, 0.275). Where what matters is small
+    beside the rest, a code trained so and then chosen without gradients can be worse than ``TopK``'s.
 
     Parameters
     ----------
