@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "ButterflyLinear": "butterfly_nn",
         "CSR": "grouped",
+        "InvertedLists": "inverted",
         "NM": "nm",
         "NMG": "nmg",
         "Bitmask": "bitmask",
@@ -28,5 +29,18 @@ __getattr__, __dir__, __all__ = lazy(
         "rearrange": "rearranging",
         "sparsify": "base",
     },
-    ("base", "bitmask", "block", "butterfly", "butterfly_nn", "condensed", "grouped", "nm", "nmg", "nn", "rearranging"),
+    (
+        "base",
+        "bitmask",
+        "block",
+        "butterfly",
+        "butterfly_nn",
+        "condensed",
+        "grouped",
+        "inverted",
+        "nm",
+        "nmg",
+        "nn",
+        "rearranging",
+    ),
 )

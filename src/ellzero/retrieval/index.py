@@ -1,0 +1,517 @@
+"""The index of sparse representations: build, search, explain, append, delete, merge.
+
+Lives here: ``ImpactIndex``, which joins quantisation, segments and the compiled search. Does not live here: inverted
+lists (``layouts.inverted``), files (``segments``), who writes the rows (BM25, encoders).
+A searcher works on the snapshot that it found; writers replace the snapshot as a whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ellzero.errors import InputError, check, check_choice, check_integer
+from ellzero.layouts.inverted import InvertedLists, checked_shift
+from ellzero.registry import register
+from ellzero.retrieval import segments as disk
+from ellzero.retrieval.hits import Hits
+from ellzero.retrieval.ids import Ids, as_ids
+from ellzero.retrieval.quantise import Queries, as_matrix, as_queries, impact_scale, quantise
+from ellzero.retrieval.segments import Segment
+
+__all__ = ["ImpactIndex"]
+
+ALGORITHMS = ("auto", "exhaustive", "bmp")
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    segments: tuple[Segment, ...]
+    generation: int = 0
+
+
+@register(
+    id="S141", kind="method", wing="retrieval", source="arXiv:2405.01117",
+    claim="pruning by block bounds gives the exhaustive list and reads a fraction of the postings",
+    example=lambda: ImpactIndex.build(np.eye(4)),
+)  # fmt: skip
+class ImpactIndex:
+    """Exact top-k of ``Q X'`` for sparse, non-negative ``X`` and ``Q``, from an inverted index of 8-bit impacts.
+
+    A document's weight is stored as ``round(weight / scale)`` within 1..255, a query's weights are rounded to 15 bits
+    (whole numbers are taken as they are), and the score is the exact sum of their products. Hits are ordered by score
+    descending, then by document id ascending (numbers as numbers, text by code point); documents with score 0 are no
+    hits. Every algorithm gives the same list at ``alpha = beta = 1``, for every block size and document order.
+
+    ``bmp`` is block-max pruning, Mallia et al. (2024), equations 1 and 2: blocks whose sum of largest impacts
+    ``UB = sum_t w_t max_{d in block} x_dt`` does not reach the threshold hold no hit. Here bounds have two levels,
+    windows of 64 blocks and the blocks within, and what is scored or left out is a window.
+
+    Made by ``build`` or ``load``; ``append``, ``delete`` and ``merge`` change it, on the disk too if it stands there.
+    """
+
+    def __init__(
+        self,
+        snapshot: _Snapshot,
+        *,
+        terms: int,
+        scale: float,
+        levels: int,
+        block_size: int,
+        vocabulary: Sequence[str] | None = None,
+        path: Path | None = None,
+    ):
+        self._snapshot = snapshot
+        self.terms, self.scale, self.levels, self.block_size = terms, scale, levels, block_size
+        self.vocabulary = None if vocabulary is None else list(vocabulary)
+        self._columns = None if vocabulary is None else {term: column for column, term in enumerate(vocabulary)}
+        self.path = path
+        self._writing = threading.Lock()
+
+    @classmethod
+    def build(
+        cls,
+        X: Any,
+        ids: Iterable[Any] | None = None,
+        *,
+        bits: int = 8,
+        scale: float | None = None,
+        order: str | Sequence[int] | np.ndarray = "none",
+        block_size: int = 64,
+        vocabulary: Sequence[str] | None = None,
+        path: str | os.PathLike | None = None,
+        postings_at_once: int = 20_000_000,
+    ) -> ImpactIndex:
+        """An index of the rows of ``X``.
+
+        Parameters
+        ----------
+        X : sparse or dense ``[documents, terms]`` of weights, zero or more; or an iterable of pairs ``(X, ids)``, which
+            may be larger than memory.
+        ids : one per document, all whole numbers or all text; default 0, 1, ...
+        bits : levels of a stored weight are 1 to ``2^bits - 1``; at most 8.
+        scale : the weight of one level; default the largest weight over the number of levels, or 1 where all weights
+            are whole numbers that fit. An iterable of other numbers must give it.
+        order : ``"none"``, or a permutation: documents that stand together share bounds, so similar ones should.
+        block_size : documents that share a bound: a power of two up to 1024.
+        vocabulary : the terms' names, for queries given as dictionaries and for ``explain``.
+        path : a folder to hold the index; an index that stands there stays until the new one is complete.
+        postings_at_once : of an iterable: about so many are held in memory.
+
+        Raises
+        ------
+        InputError : negative or infinite weights, an id that stands twice, weights that do not fit the scale.
+        """
+        levels = 2 ** check_integer("bits", bits, at_least=1, at_most=8) - 1
+        checked_shift(block_size)
+        if scale is not None:
+            check("scale", scale, above=0, below=np.inf)
+        home = None if path is None else _home(path)
+        if hasattr(X, "shape"):
+            matrix = as_matrix("X", X)
+            documents = as_ids("ids", range(matrix.shape[0]) if ids is None else ids, matrix.shape[0])
+            scale = impact_scale(matrix, levels) if scale is None else float(scale)
+            parts: Iterable = [(quantise("X", matrix, scale, levels), documents)]
+            terms = matrix.shape[1]
+        else:
+            if ids is not None or not (isinstance(order, str) and order == "none"):
+                raise InputError("ids: an iterable of pairs (X, ids) brings its own ids and order")
+            parts, terms, scale = _pieces(X, scale, levels, postings_at_once)
+        index = cls(_Snapshot(()), terms=terms, scale=scale, levels=levels, block_size=block_size,
+                    vocabulary=vocabulary)  # fmt: skip
+        if vocabulary is not None:
+            _check_vocabulary(index.vocabulary, terms)
+        index._fill(parts, order, home)
+        return index
+
+    def _fill(self, parts: Iterable, order: Any, home: Path | None) -> None:
+        """Make a segment of each part, then one of all; on the disk where there is a home."""
+        made: list[Segment] = []
+        with disk.lock(home) if home is not None else _NoLock():
+            for impacts, ids in parts:
+                segment = _segment(impacts, ids, _permutation(order, impacts.shape[0]), self.block_size)
+                made.append(segment if home is None else disk.write_segment(home, segment))
+            if len(made) > 1:
+                made = [disk.merge(made) if home is None else disk.merge_into(home, made)]
+            generation = 0
+            if home is not None:
+                generation = disk.write_index(home, made, self._meta(), self.vocabulary)
+        self.path, self._snapshot = home, _Snapshot(tuple(made), generation)
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def documents(self) -> int:
+        """Documents that can be found."""
+        return sum(segment.live for segment in self._snapshot.segments)
+
+    @property
+    def postings(self) -> int:
+        """Stored postings, those of deleted documents included."""
+        return sum(segment.lists.nnz for segment in self._snapshot.segments)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverted lists with their bounds and directories."""
+        return sum(segment.lists.nbytes for segment in self._snapshot.segments)
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+        return len(self._snapshot.segments)
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def __repr__(self) -> str:
+        return (
+            f"ImpactIndex({self.documents} documents, {self.terms} terms, {self.postings} postings, "
+            f"{self.segments} segments, {self.nbytes / max(self.postings, 1):.2f} bytes a posting)"
+        )
+
+    def _meta(self) -> dict[str, Any]:
+        return {"terms": self.terms, "scale": self.scale, "levels": self.levels, "block_size": self.block_size}
+
+    # ------------------------------------------------------------ search
+
+    def search(
+        self,
+        Q: Any,
+        k: int = 10,
+        *,
+        algorithm: str = "auto",
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        within: Iterable[Any] | None = None,
+        n_threads: int | None = None,
+    ) -> Hits:
+        """The k best documents of each query.
+
+        Parameters
+        ----------
+        Q : ``[queries, terms]`` sparse or dense, or a list of dictionaries of weights by term (its name, or its
+            column). Terms that the index does not have are ignored.
+        algorithm : ``"exhaustive"``, ``"bmp"``, or ``"auto"``, which chooses and says why.
+        alpha : below 1, a window is left out where ``alpha * bound`` is below the threshold: faster, and not exact.
+        beta : below 1, only the share of a query's terms with the largest weights is used, at least one.
+        within : ids among which to search; those that the index does not have are ignored.
+        n_threads : over queries; default all. The result does not depend on it.
+
+        Raises
+        ------
+        InputError : k below 1, an unknown algorithm, alpha or beta outside (0, 1], weights that are negative.
+        """
+        k = check_integer("k", k, at_least=1)
+        check_choice("algorithm", algorithm, ALGORITHMS)
+        check("alpha", alpha, above=0, at_most=1)
+        if n_threads is not None:
+            check_integer("n_threads", n_threads, at_least=1)
+        snapshot = self._snapshot
+        queries = as_queries(Q, self.terms, self._columns, beta)
+        algorithm, why = self._choose(algorithm, snapshot, queries, k)
+        filtered = None if within is None else list(within)
+        options = {"prune": algorithm == "bmp", "alpha": alpha, "n_threads": n_threads}
+        found, counts = [], np.zeros(4, np.int64)
+        for segment in snapshot.segments:
+            allowed = segment.allowed(_ranks_within(segment, filtered))
+            hits = segment.lists.search(*queries[:3], min(k, max(len(segment.ids), 1)), allowed=allowed, **options)
+            counts += hits.counts.sum(0)
+            found.append((segment, hits))
+        ids, scores = _join(found, queries, k, self.scale)
+        return Hits(ids, scores, algorithm, why, (alpha == 1 or algorithm == "exhaustive") and beta == 1,
+                    int(counts[0]), int(counts[1] + counts[2]), int(counts[3]), k)  # fmt: skip
+
+    def _choose(self, algorithm: str, snapshot: _Snapshot, queries: Queries, k: int) -> tuple[str, str]:
+        if algorithm != "auto":
+            return algorithm, "asked for"
+        windows = sum(segment.lists.arrays.window_max.shape[1] for segment in snapshot.segments)
+        frequency = sum(segment.lists.arrays.frequency for segment in snapshot.segments)
+        postings = int(np.sum(frequency[queries.terms], dtype=np.int64)) if snapshot.segments else 0
+        each = postings / max(len(queries), 1)
+        if windows <= 2:
+            return "exhaustive", f"{windows} windows of {64 * self.block_size} documents leave nothing to skip"
+        if k * 4 >= self.documents:
+            return "exhaustive", f"k is {k} of {self.documents} documents, so most are scored anyway"
+        if each < 16 * windows:
+            return "exhaustive", f"{each:.0f} postings a query over {windows} windows cost less than their bounds"
+        return "bmp", f"{each:.0f} postings a query over {windows} windows: bounds cost a hundredth of them"
+
+    def explain(self, query: Any, document: Any) -> dict[str, Any]:
+        """Why a document has its score: per term the query's weight, the document's weight and their product.
+
+        Parameters
+        ----------
+        query : one row of weights, or a dictionary. document : its id.
+
+        Returns
+        -------
+        ``{"id", "score", "terms": [{"term", "query", "document", "score"}, ...]}``, largest contribution first; the
+        numbers are those that the index works with.
+        """
+        rows = [query] if isinstance(query, dict) else query
+        queries = as_queries(np.atleast_2d(rows) if isinstance(rows, np.ndarray) else rows, self.terms, self._columns)
+        if len(queries) != 1:
+            raise InputError(f"query: got {len(queries)} queries, want one")
+        for segment in self._snapshot.segments:
+            rank = int(segment.find([document])[0])
+            if rank >= 0:
+                break
+        else:
+            raise InputError(f"document: got {document!r}, which the index does not hold")
+        number = int(np.flatnonzero(np.asarray(segment.lists.arrays.rank) == rank)[0])
+        unit = float(queries.unit[0])
+        rows, total = [], 0
+        for term, weight in zip(queries.terms.tolist(), queries.weights.tolist()):
+            docs, impacts = segment.lists.postings(term)
+            at = int(np.searchsorted(docs, number))
+            if at == len(docs) or docs[at] != number:
+                continue
+            gain = weight * int(impacts[at])
+            total += gain
+            name = term if self.vocabulary is None else self.vocabulary[term]
+            rows.append({"term": name, "query": weight * unit, "document": int(impacts[at]) * self.scale,
+                         "score": gain * (unit * self.scale)})  # fmt: skip
+        rows.sort(key=lambda row: -row["score"])
+        return {"id": document, "score": total * (unit * self.scale), "terms": rows}
+
+    # ------------------------------------------------------------ changes
+
+    def append(self, X: Any, ids: Iterable[Any]) -> None:
+        """Add documents as a new segment.
+
+        Raises
+        ------
+        InputError : another number of terms, a weight above the index's largest, an id that is there already.
+        """
+        matrix = as_matrix("X", X, self.terms)
+        names = as_ids("ids", ids, matrix.shape[0])
+        impacts = quantise("X", matrix, self.scale, self.levels)
+        with self._turn() as snapshot:
+            self._check_kind(snapshot, names)
+            for segment in snapshot.segments:
+                there = np.flatnonzero(segment.find(names) >= 0)
+                if len(there):
+                    raise InputError(f"ids: {names[there[0]]!r} is in the index already; delete it first")
+            made = _segment(impacts, names, None, self.block_size)
+            if self.path is not None:
+                made = disk.write_segment(self.path, made)
+            self._commit([*snapshot.segments, made])
+
+    def delete(self, ids: Iterable[Any]) -> int:
+        """Take documents out; they cost space until the next merge. Returns how many; unknown ids are refused."""
+        with self._turn() as snapshot:
+            names = as_ids("ids", ids)
+            left = np.ones(len(names), bool)
+            kept = []
+            for segment in snapshot.segments:
+                ranks = segment.find(names)
+                left &= ranks < 0
+                kept.append(segment.without(ranks[ranks >= 0]) if (ranks >= 0).any() else segment)
+            if left.any():
+                raise InputError(f"ids: {names[np.flatnonzero(left)[0]]!r} is not in the index")
+            self._commit(kept)
+        return len(np.unique(names))
+
+    def merge(self) -> None:
+        """Make one segment of all, and drop what was deleted; memory holds some terms at a time."""
+        with self._turn() as snapshot:
+            if len(snapshot.segments) < 2 and all(segment.deleted is None for segment in snapshot.segments):
+                return
+            whole = list(snapshot.segments)
+            self._commit([disk.merge(whole) if self.path is None else disk.merge_into(self.path, whole)])
+
+    def _turn(self):
+        return _Turn(self)
+
+    def _commit(self, segments: list[Segment]) -> None:
+        generation = self._snapshot.generation
+        if self.path is not None:
+            generation = disk.write_index(self.path, segments, self._meta(), self.vocabulary)
+        self._snapshot = replace(self._snapshot, segments=tuple(segments), generation=generation)
+
+    def _check_kind(self, snapshot: _Snapshot, names: np.ndarray) -> None:
+        kind = "number" if names.dtype.kind == "i" else "text"
+        for segment in snapshot.segments:
+            if len(segment.ids) and len(names) and segment.ids.kind != kind:
+                raise InputError(f"ids: got {kind}s, and the index has {segment.ids.kind}s")
+
+    # ------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the index to a folder; from then on it stands there, and changes are written too."""
+        home = _home(path)
+        with self._writing, disk.lock(home):
+            made = [disk.write_segment(home, segment) for segment in self._snapshot.segments]
+            generation = disk.write_index(home, made, self._meta(), self.vocabulary)
+            self.path, self._snapshot = home, _Snapshot(tuple(made), generation)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ImpactIndex:
+        """The index in a folder, mapped into memory, with every file's hash checked.
+
+        Raises
+        ------
+        InputError : a torn, changed, missing, foreign or newer file, by name.
+        """
+        home = Path(path)
+        made, meta, vocabulary, generation = disk.read_index(home)
+        try:
+            return cls(_Snapshot(tuple(made), generation), vocabulary=vocabulary, path=home, **meta)
+        except TypeError as error:
+            raise InputError(f"{home}: is not an index that this version knows ({error})") from error
+
+
+class _Turn:
+    """The turn of one writer: the index's own, and the folder's; a folder that another process changed is refused."""
+
+    def __init__(self, index: ImpactIndex):
+        self.index = index
+        self.files = _NoLock() if index.path is None else disk.lock(index.path)
+
+    def __enter__(self) -> _Snapshot:
+        self.index._writing.acquire()
+        try:
+            self.files.__enter__()
+            index = self.index
+            if index.path is not None:
+                now = disk.manifest.load(index.path, disk.INDEX, version=disk.VERSION).number
+                if now != index._snapshot.generation:
+                    raise InputError(f"{index.path}: was changed by another writer since it was loaded; load it again")
+            return index._snapshot
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        self.files.__exit__(*error)
+        self.index._writing.release()
+
+
+class _NoLock:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+
+def _home(path: str | os.PathLike) -> Path:
+    """A folder that is new, empty or an index."""
+    home = Path(path)
+    if home.exists() and not home.is_dir():
+        raise InputError(f"path: {home} is a file, want a folder")
+    if home.is_dir() and any(home.iterdir()):
+        known = [entry.name for entry in home.iterdir() if not entry.name.startswith((".", "segment-"))]
+        if known and disk.manifest.NAME not in known:
+            raise InputError(f"path: {home} holds {known[0]!r}, want a new or empty folder, or an index")
+        if known:
+            disk.manifest.load(home, disk.INDEX, version=disk.VERSION)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"path: {home} cannot be made ({error.strerror})") from error
+    return home
+
+
+def _permutation(order: Any, documents: int) -> np.ndarray | None:
+    if isinstance(order, str):
+        check_choice("order", order, ["none"])
+        return None
+    order = np.asarray(order)
+    if (
+        order.shape != (documents,)
+        or order.dtype.kind not in "iu"
+        or not np.array_equal(np.sort(order), np.arange(documents))
+    ):
+        raise InputError(f"order: want a permutation of the {documents} documents, or 'none'")
+    return order
+
+
+def _segment(impacts: Any, ids: np.ndarray, order: np.ndarray | None, block_size: int) -> Segment:
+    sorted_ids, rank = Ids.sorted_from(ids)
+    if order is not None:
+        impacts, rank = impacts[order], rank[order]
+    return Segment(InvertedLists.from_csr(impacts, rank=rank, block_size=block_size), sorted_ids)
+
+
+def _pieces(pairs: Iterable, scale: float | None, levels: int, at_once: int) -> tuple[Iterable, int, float]:
+    """Quantised parts of about ``at_once`` postings; the number of terms and the scale come from the first pair."""
+    check_integer("postings_at_once", at_once, at_least=1)
+    pairs = iter(pairs)
+    first = next(pairs, None)
+    if first is None:
+        raise InputError("X: got an iterable without any documents")
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        raise InputError(f"X: got an iterable of {type(first).__name__}, want pairs (X, ids)")
+    matrix = as_matrix("X", first[0])
+    terms = matrix.shape[1]
+    if scale is None:
+        scale = impact_scale(matrix, levels)
+        if scale != 1:
+            raise InputError("scale: want the weight of one level (the largest weight over 255) for an iterable of "
+                             "weights that are not whole numbers up to 255")  # fmt: skip
+
+    def parts() -> Iterable:
+        from scipy import sparse
+
+        held, names, count = [], [], 0
+        for X, ids in itertools.chain([first], pairs):
+            impacts = quantise("X", as_matrix("X", X, terms), scale, levels)
+            held.append(impacts)
+            names.append(as_ids("ids", ids, impacts.shape[0]))
+            count += impacts.nnz
+            if count >= at_once:
+                yield sparse.csr_array(sparse.vstack(held, format="csr")), np.concatenate(names)
+                held, names, count = [], [], 0
+        if held:
+            yield sparse.csr_array(sparse.vstack(held, format="csr")), np.concatenate(names)
+
+    return parts(), terms, float(scale)
+
+
+def _check_vocabulary(vocabulary: list[str], terms: int) -> None:
+    if len(vocabulary) != terms or len(set(vocabulary)) != terms:
+        raise InputError(f"vocabulary: got {len(set(vocabulary))} different terms, want {terms}, one per column")
+    bad = next((term for term in vocabulary if not isinstance(term, str) or "\n" in term), None)
+    if bad is not None:
+        raise InputError(f"vocabulary: got {bad!r}, want text without line breaks")
+
+
+def _ranks_within(segment: Segment, ids: list | None) -> np.ndarray | None:
+    if ids is None:
+        return None
+    ranks = segment.find(ids)
+    return ranks[ranks >= 0]
+
+
+def _join(found: list, queries: Queries, k: int, scale: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Ids and scores of the k best over all segments, which share one unit of scores."""
+    ids, scores = [], []
+    for q in range(len(queries)):
+        if len(found) == 1:
+            segment, hits = found[0]
+            n = hits.found[q]
+            names, whole = segment.ids.take(hits.ranks[q, :n]), hits.scores[q, :n]
+        else:
+            names = [s.ids.take(h.ranks[q, : h.found[q]]) for s, h in found]
+            whole = np.concatenate([h.scores[q, : h.found[q]] for _, h in found] or [np.empty(0, np.int32)])
+            names = np.concatenate(names or [np.empty(0, np.int64)])
+            order = _order(whole, names)[:k]
+            names, whole = names[order], whole[order]
+        ids.append(names)
+        scores.append(whole * (queries.unit[q] * scale))
+    return ids, scores
+
+
+def _order(scores: np.ndarray, names: np.ndarray) -> np.ndarray:
+    if names.dtype.kind == "i":
+        return np.lexsort((names, -scores.astype(np.int64)))
+    keys = [(-int(s), n.encode()) for s, n in zip(scores, names)]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
