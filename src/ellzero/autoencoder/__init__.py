@@ -17,7 +17,10 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "Bagging": "ensemble",
         "BilinearAutoencoder": "bilinear",
+        "Boosting": "ensemble",
+        "EndToEndTrainer": "end_to_end",
         "PCA": "pca",
         "SAETrainer": "trainer",
         "SAETransformer": "estimators",
@@ -27,6 +30,8 @@ __getattr__, __dir__, __all__ = lazy(
         "cross_entropy_recovered": "spliced_loss",
         "evaluate": "metrics",
         "fit_probe": "adaptive",
+        "initialize_in_subspace": "subspace",
+        "rank_report": "subspace",
         "train_many": "many",
         "with_gradients": "gradient_aware",
         "zf_plot": "afa",
@@ -38,6 +43,8 @@ __getattr__, __dir__, __all__ = lazy(
         "browse",
         "choice",
         "contrastive",
+        "end_to_end",
+        "ensemble",
         "estimators",
         "formats",
         "from_model",
@@ -56,6 +63,7 @@ __getattr__, __dir__, __all__ = lazy(
         "splice",
         "spliced_loss",
         "storage",
+        "subspace",
         "trainer",
     ),
 )

@@ -18,7 +18,7 @@ from ellzero.errors import InputError, check_choice
 from ellzero.models.activations import ActivationStream, evaluating
 from ellzero.registry import register
 
-__all__ = ["SplicedLoss", "cross_entropy_recovered", "predicts_next"]
+__all__ = ["SplicedLoss", "cross_entropy_recovered", "logits", "predicts_next"]
 
 ABLATIONS = ("mean", "zero")
 # Positions whose logits are looked at together: 200 MB of float32 for 50,000 tokens.
@@ -115,10 +115,10 @@ def cross_entropy_recovered(
             if not bool(predicted.any()):
                 continue
             targets = tokens_in[:, 1:][predicted]
-            found = [_logits(model, tokens_in, keywords)[:, :-1][predicted]]
+            found = [logits(model, tokens_in, keywords)[:, :-1][predicted]]
             for part in (sae, constant):
                 with attach(model, {stream.name: part}, error_term=False, positions=here):
-                    found.append(_logits(model, tokens_in, keywords)[:, :-1][predicted])
+                    found.append(logits(model, tokens_in, keywords)[:, :-1][predicted])
             sums += _losses(found, targets)
             count += len(targets)
     if count == 0:
@@ -156,7 +156,8 @@ def _mean(stream: ActivationStream) -> Tensor:
     return (total / count).float()
 
 
-def _logits(model: nn.Module, tokens: Tensor, keywords: dict[str, Any]) -> Tensor:
+def logits(model: nn.Module, tokens: Tensor, keywords: dict[str, Any]) -> Tensor:
+    """The next-token logits ``[batch, time, vocabulary]`` of a model of any make."""
     out = model(tokens, **keywords)
     out = getattr(out, "logits", out)
     if not isinstance(out, Tensor) or out.ndim != 3 or out.shape[:2] != tokens.shape:
