@@ -159,6 +159,6 @@ class Trained:
 
 
 def methods() -> dict[str, Any]:
-    """The methods of the comparison by name: PCA, and every preset that has a budget and learns from activations alone."""
+    """The methods of the comparison by name: PCA, and every preset with a budget that learns from activations alone."""
     names = [name.replace("_", "-") for name in PRESETS if name not in _ELSEWHERE]
     return {"pca": PrincipalComponents(), **{name: Trained(name) for name in names}}
