@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ellzero.autoencoder.end_to_end import EndToEndTrainer
 from ellzero.autoencoder.ensemble import Bagging, Boosting
+from ellzero.autoencoder.inputs import ExpectedNorm
 from ellzero.autoencoder.metrics import evaluate
 from ellzero.autoencoder.model import SparseAutoencoder
+from ellzero.autoencoder.spliced_loss import cross_entropy_recovered
 from ellzero.autoencoder.subspace import initialize_in_subspace, rank_report
 from ellzero.autoencoder.trainer import SAETrainer
 from ellzero.compare.tasks.autoencoder import Autoencoder
@@ -163,3 +166,63 @@ def test_attention_outputs_fill_fewer_directions_than_the_residual_stream_of_min
         told(f"{hook}, {report.rows} rows", directions=ranks[hook], effective_rank=report.effective_rank)
     assert ranks["encoder.layer.3.attention.output.dense"] <= 0.6
     assert ranks["encoder.layer.3"] >= 0.75
+
+
+# -- S077
+
+KINDS = {"local": {"kl": 0, "local": 1}, "e2e": {}, "e2e + downstream": {"downstream": 1.0}}
+
+
+def inside(alphas, steps, *, sequences=6, context=64, lr=0.01, texts=5, latents=512, read=300):
+    """For each kind rows of L0, rise of the cross-entropy, FVU and dead latents, one for each weight of the L1 term."""
+    model, tokenizer = reference_language_model()
+    test = reference_texts("validation")[:texts]
+    rows = ActivationStream(model, hook="layers.1", texts=test, tokenizer=tokenizer).collect()
+    found = {}
+    for kind, weights in alphas.items():
+        found[kind] = []
+        for alpha in weights:
+            sae = SparseAutoencoder.from_preset("relu_l1", d_in=128, d_sae=latents, k=16, inputs=ExpectedNorm())
+            trainer = EndToEndTrainer(
+                sae, model, "layers.1", alpha=alpha, lr=lr, sequences=sequences, steps=steps, **KINDS[kind]
+            )  # fmt: skip
+            trainer.fit(texts=reference_texts()[:read], tokenizer=tokenizer, context=context)
+            score = evaluate(sae, rows)
+            loss = cross_entropy_recovered(model, "layers.1", sae, texts=test, tokenizer=tokenizer)
+            told(f"{kind}, alpha {alpha}", l0=score["l0"], rise=loss.delta, fvu=score["fvu"], dead=score["dead"])
+            found[kind].append((score["l0"], loss.delta, score["fvu"]))
+    return {kind: np.array(rows) for kind, rows in found.items()}
+
+
+def l0_at(rise, frontier):
+    """Active latents at a rise of the loss, on a straight line of logarithms between the points of a frontier."""
+    points = frontier[np.argsort(frontier[:, 1])]
+    return float(np.exp(np.interp(np.log(rise), np.log(points[:, 1]), np.log(points[:, 0]))))
+
+
+@pytest.mark.claim("S077")
+def test_fewer_latents_keep_the_models_loss_when_trained_on_its_output_on_a_small_slice():
+    """Too short a run for equal losses: fewer latents and a lower loss at once."""
+    found = inside({"local": (0.5,), "e2e": (8,)}, 14, sequences=3, context=32, lr=0.03, texts=1, latents=128, read=12)
+    assert found["e2e"][0, 1] < found["local"][0, 1]
+    assert found["e2e"][0, 0] < found["local"][0, 0]
+    assert found["e2e"][0, 2] > found["local"][0, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S077")
+def test_fewer_latents_keep_the_models_loss_when_trained_on_its_output():
+    """Six runs inside a language model, which are minutes on two cores."""
+    alphas = {"local": (0.05, 0.2, 0.5, 1.0), "e2e": (2, 8), "e2e + downstream": (4,)}
+    found = inside(alphas, 150)
+    for kind in ("e2e", "e2e + downstream"):
+        for l0, rise, fvu in found[kind]:
+            ratio = l0 / l0_at(rise, found["local"])
+            told(f"{kind} at a rise of {rise:.3f}", ratio=ratio, fvu=fvu)
+            assert found["local"][:, 1].min() < rise < found["local"][:, 1].max()
+            assert ratio <= 0.7
+    # the price: the activation itself is told less well, and better with the downstream term than without
+    e2e, downstream = found["e2e"], found["e2e + downstream"]
+    local_fvu = np.interp(np.log(e2e[:, 0]), np.log(found["local"][::-1, 0]), found["local"][::-1, 2])
+    assert (e2e[:, 2] > local_fvu).all()
+    assert downstream[0, 2] < e2e[:, 2].max()

@@ -32,7 +32,7 @@ class Step:
     ``pre`` is None where the sparse engine never forms it, and ``z`` a ``SparseCode`` then. ``spread`` is the variance
     of the activations, summed over features; ``steer`` the factor on a steered price; ``progress`` the fraction of the
     run that is done; ``rate`` the running share of rows on which each latent fires; ``beside`` what came with each row;
-    ``scale`` what the rows were multiplied by.
+    ``scale`` what the rows were multiplied by; ``across`` the other processes, where each has some rows of the batch.
     """
 
     sae: SparseAutoencoder
@@ -48,6 +48,13 @@ class Step:
     beside: Any = None
     wide: SparseCode | None = field(default=None)
     scale: float = 1.0
+    across: Any = None
+
+    def spread_of(self, error: Float[Tensor, "rows d_in"]) -> Tensor:
+        """``sum ||e - mean(e)||^2`` over the batch, times this process's share of its rows."""
+        if self.across is not None:
+            return self.across.spread(error)
+        return (error - error.mean(0)).square().sum()
 
     def ranked(self, k: int) -> SparseCode:
         """The ``k`` largest activations of each row, more than the codes keep if need be."""
@@ -179,7 +186,7 @@ class AuxK:
         if self.weight == 0 or not len(columns):
             return step.x.new_zeros(())
         error = (step.x - step.x_hat).detach()
-        spread = (error - error.mean(0)).square().sum()
+        spread = step.spread_of(error)
         if not spread > 0:
             return step.x.new_zeros(())
         sae = step.sae

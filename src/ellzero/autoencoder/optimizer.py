@@ -85,11 +85,15 @@ class RowAdam(torch.optim.Optimizer):
         """The factor that brings the norm of all gradients down to ``clip``."""
         if self.clip is None:
             return 1.0
+        return min(self.clip / (self.squares(used) ** 0.5 + 1e-6), 1.0)
+
+    def squares(self, used: list[Tensor]) -> float:
+        """The square of the norm of the gradients of these parameters together."""
         squares = 0.0
         for p in used:
             turned = _turned(p)
             squares += row_squares(_rows(p.grad, turned), _rows(p, turned) if id(p) in self._unit else None)
-        return min(self.clip / (squares**0.5 + 1e-6), 1.0)
+        return squares
 
 
 def _turned(parameter: Tensor) -> bool:

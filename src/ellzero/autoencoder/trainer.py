@@ -106,6 +106,7 @@ class SAETrainer:
         self.sparse = engine == "sparse" or (engine == "auto" and sae.d_sae >= _WIDE)
         self.state = _State(sae, self.lr, self.steps, self.sparse)
         self.sample: Tensor | None = None
+        self.adam = RowAdam
 
     def fit(
         self, acts: Any, *, beside: Any = None, progress: bool = False, checkpoint: Any = None, every: int = 1000
@@ -172,7 +173,7 @@ class SAETrainer:
     def optimizer(self) -> RowAdam:
         """Adam with the clip and the decoder's constraint."""
         sae = self.sae
-        return RowAdam(
+        return self.adam(
             sae.parameters(), lr=self.lr, betas=self.betas, clip=self.clip, skip_silent=self.skip_silent,
             unit=[sae.W_dec] if isinstance(sae.decoder, UnitNorm) else [],
         )  # fmt: skip
@@ -265,6 +266,7 @@ class _State:
     def __init__(self, sae: SparseAutoencoder, lr: float, steps: int, sparse: bool, spread: float = 1.0):
         self.sae, self.lr, self.steps, self.sparse, self.spread = sae, lr, steps, sparse, spread
         self.taken, self.scale = 0, 1.0
+        self.across: Any = None
         self.rank = max((getattr(term, "rank", 0) for term in sae.objective), default=0)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.rate = torch.zeros(sae.d_sae, device=sae.W_dec.device)
@@ -279,14 +281,17 @@ class _State:
         sae.rate = self.rate
         z, pre, wide = self._codes(x, beside)
         with torch.no_grad():
-            on = fired(z, sae.d_sae)
-            self.silent = (self.silent + len(x)).masked_fill(on, 0)
-            self.rate.lerp_(share(z, sae.d_sae), 1 / min(self.taken + 1, 100))
+            often, many, rows = share(z, sae.d_sae), active(z), len(x)
+            if self.across is not None:
+                often, many, rows = self.across.count(often, many, rows)
+            on = fired(z, sae.d_sae) if self.across is None else often > 0
+            self.silent = (self.silent + rows).masked_fill(on, 0)
+            self.rate.lerp_(often, 1 / min(self.taken + 1, 100))
             dead = self.silent > self._dead_after if self._dead_after is not None else torch.zeros_like(on)
-            steer = self._steer(active(z)) if self._target is not None else 1.0
+            steer = self._steer(many) if self._target is not None else 1.0
         step = Step(
             sae, x, pre, z, sae.reconstruct(z), dead, self.spread, steer, sae.progress, self.rate, beside, wide,
-            self.scale,
+            self.scale, self.across,
         )  # fmt: skip
         return sum(term(step) for term in sae.objective)
 

@@ -22,7 +22,7 @@ from ellzero.errors import InputError, check_integer
 from ellzero.io import artefacts
 from ellzero.io.atomic import TEMPORARY
 
-__all__ = ["latest", "pack", "restore_generator", "save", "unpack"]
+__all__ = ["drop_after", "latest", "pack", "restore_generator", "save", "unpack"]
 
 KIND, VERSION = "training-checkpoint", 1
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
@@ -123,6 +123,13 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoint files by step, the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
+
+
+def drop_after(folder: str | os.PathLike, step: int) -> None:
+    """Remove checkpoints of later steps, as where another process of a run has none of them."""
+    for found, path in _found(Path(folder)):
+        if found > step:
+            path.unlink(missing_ok=True)
 
 
 def latest(folder: str | os.PathLike) -> tuple[int, Any] | None:
