@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ellzero.autoencoder.model import SparseAutoencoder
-from ellzero.autoencoder.objective import L1, AuxK, SquaredError, Step
+from ellzero.autoencoder.objective import L0, L1, AuxK, GateReconstruction, NormMatch, SquaredError, Step
 from ellzero.errors import InputError
 
 
@@ -91,5 +91,70 @@ def test_without_dead_latents_or_an_error_that_varies_there_is_no_auxiliary_loss
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_name(make, named):
+    with pytest.raises(InputError, match=named):
+        make()
+
+
+def a_step_of(name, rows=9, spread=3.0, steer=1.0, progress=1.0):
+    """One step in float64 of another preset, with weights that are not those of the start."""
+    sae = SparseAutoencoder.from_preset(name, d_in=5, d_sae=12, k=2).double().train()
+    with torch.no_grad():
+        for place, parameter in enumerate(sae.parameters()):
+            parameter.add_(0.2 * draw(*parameter.shape, seed=20 + place).abs())
+    x = draw(rows, 5)
+    z, pre = sae.codes(x)
+    mask = torch.zeros(12, dtype=torch.bool)
+    return Step(sae, x, pre, z, sae.decode(z), mask, spread, steer, progress)
+
+
+def test_the_price_on_a_count_is_the_count_and_moves_thresholds_alone():
+    step = a_step_of("jumprelu", steer=2.0)
+    loss = L0(0.1)(step)
+    on = int((step.pre > step.sae.threshold).sum())
+    assert loss.item() == pytest.approx(0.1 * 2.0 * on / 9)
+    loss.backward()
+    assert step.sae.W_enc.grad is None or not step.sae.W_enc.grad.any()
+    u = (step.pre - step.sae.threshold).detach() / step.sae.gradient.bandwidth
+    wanted = -0.2 * (u.abs() < 0.5).double().sum(0) / step.sae.gradient.bandwidth / 9
+    torch.testing.assert_close(step.sae.threshold.grad, wanted)
+
+
+def test_a_warm_price_grows_from_nothing():
+    for term in (L0(0.1, warm=0.5), L1(0.1, warm=0.5)):
+        full = term(a_step_of("jumprelu", progress=0.5)).item()
+        assert term(a_step_of("jumprelu", progress=0.0)).item() == 0
+        assert term(a_step_of("jumprelu", progress=0.25)).item() == pytest.approx(full / 2)
+        assert term(a_step_of("jumprelu", progress=0.9)).item() == pytest.approx(full)
+
+
+def test_the_gate_reconstructs_through_a_decoder_that_it_cannot_move():
+    step = a_step_of("gated")
+    sae = step.sae
+    loss = GateReconstruction()(step)
+    guess = step.pre.relu() @ sae.W_dec + sae.b_dec
+    assert loss.item() == pytest.approx(((step.x - guess) ** 2).sum(1).mean().item() / 3)
+    loss.backward()
+    assert sae.W_dec.grad is None
+    assert sae.r_mag.grad is None
+    assert sae.b_enc.grad.any()
+    priced = L1(0.3, of="gate")(step).item()
+    assert priced == pytest.approx(0.3 * float((step.pre.relu() @ sae.W_dec.norm(dim=1)).mean()) / 3**0.5)
+
+
+def test_the_norms_of_codes_and_inputs_are_matched():
+    step = a_step_of("topk")
+    sae = step.sae
+    gap = (step.z * sae.W_dec.norm(dim=1)).norm(dim=1) - (step.x - sae.b_dec).norm(dim=1)
+    assert NormMatch(0.4)(step).item() == pytest.approx(0.4 * (gap**2).mean().item() / 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: L0(-1.0), "alpha"), (lambda: L0(0.1, target=0), "target"), (lambda: L0(0.1, warm=2.0), "warm"),
+        (lambda: NormMatch(-1.0), "weight"), (lambda: L0(0.0, target=3), "alpha"),
+    ],
+)  # fmt: skip
+def test_settings_of_terms_that_cannot_be_are_refused(make, named):
     with pytest.raises(InputError, match=named):
         make()

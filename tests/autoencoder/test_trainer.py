@@ -250,3 +250,24 @@ def test_the_sparse_engine_takes_the_same_course_as_the_dense_one(name, monkeypa
 def test_an_engine_that_is_none_is_refused():
     with pytest.raises(InputError, match="engine: got 'fast'"):
         SAETrainer(make(), engine="fast")
+
+
+def test_thresholds_learnt_by_their_logarithm_stay_where_they_were_in_a_short_run():
+    """Adam moves a logarithm by its rate a step, so by a factor; the threshold itself goes as far as it must."""
+    found = {}
+    for log in (False, True):
+        sae = make("jumprelu", log=log, initial=0.001, bandwidth=0.5, warm=0.0)
+        SAETrainer(sae, lr=0.01, batch_size=128, steps=150).fit(X)
+        found[log] = evaluate(sae, X)["l0"], float(sae.thresholds().median())
+    assert found[True][1] < 0.1 * found[False][1]
+    assert abs(found[False][0] - 2) < abs(found[True][0] - 2)
+
+
+def test_silence_is_counted_in_rows_and_not_in_steps():
+    for batch in (50, 200):
+        sae = make("topk", d_sae=400)
+        trainer = SAETrainer(sae, lr=0.03, batch_size=batch, steps=2000 // batch)
+        trainer.fit(X)
+        silent = trainer.state.silent
+        assert 500 < int(silent.max()) <= 2000
+        assert not (silent % batch).any()
