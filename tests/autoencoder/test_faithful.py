@@ -84,7 +84,8 @@ def test_what_cannot_be_is_refused_by_name():
     model = net()
     for options, named in (
         ({"tokens": 0}, "tokens"), ({"length": 17}, "length"), ({"length": 1}, "length"),
-        ({"temperature": 0}, "temperature"), ({"top_p": 0}, "top_p"), ({"bos": -1}, "bos"), ({"batch": 0}, "batch"), ({"model": 3}, "model"),
+        ({"temperature": 0}, "temperature"), ({"top_p": 0}, "top_p"),
+        ({"bos": -1}, "bos"), ({"batch": 0}, "batch"), ({"model": 3}, "model"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=named):
             sample_tokens(**{"model": model, "bos": 1, "tokens": 10, **options})

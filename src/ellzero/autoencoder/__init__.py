@@ -1,12 +1,14 @@
 """Sparse autoencoders: few active latents for each activation of a model.
 
-Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``; parts of
-one variant: ``pursuit``, ``adaptive``, ``afa``, ``choice``, ``gradient_aware``, ``contrastive``; ``bilinear``;
-``metrics``, ``recovery`` (of known features), ``splice`` (into a running model), ``spliced_loss`` (what it loses by
-it), ``browse`` (latents as a page), ``from_model`` (training on one), ``storage`` and ``formats`` (our files and
-those of other libraries), ``inputs`` (normalisation), ``pca`` (the dense baseline), ``frontier`` (the methods compared)
-and ``sources`` (activations by the name of a file or model). Does not live here: selections and gradient rules
-(``parts``), hooks into models (``models``), the task.
+Lives here: ``model`` (the autoencoder and its codes), ``objective`` (loss terms), ``presets``, ``trainer``, ``many``
+(in one pass), ``distributed``, ``end_to_end`` (on the model's output), ``mutual`` (made to agree), ``ensemble``,
+``subspace`` (first weights), ``faithful`` (the model's own text), ``estimators`` (for scikit-learn); parts of one
+variant: ``pursuit``, ``adaptive``, ``afa``, ``choice``, ``gradient_aware``, ``contrastive``; ``bilinear``;
+``metrics``, ``recovery`` (of known features), ``stability`` (over seeds), ``splice`` (into a running model),
+``spliced_loss`` (what it loses by it), ``browse`` (latents as a page), ``from_model`` (training on one), ``storage``
+and ``formats`` (our files and those of other libraries), ``inputs`` (normalisation), ``pca`` (the dense baseline),
+``frontier`` (the methods compared) and ``sources`` (activations by the name of a file or model). Does not live here:
+selections and gradient rules (``parts``), hooks into models (``models``), the task.
 Importing this package loads no torch.
 """
 
