@@ -203,38 +203,53 @@ template <class Use> inline void each_posting(const Cut &cut, Use use) {
     }
 }
 
-// scores[place] += weight * impact over a cut.
+#if defined(__AVX2__)
+// 16 gaps -> the places they lead to from `last`, which then repeats the sixteenth.
+inline __m256i step_places(__m128i gaps, __m256i &last) {
+    __m256i at = _mm256_cvtepu8_epi16(gaps);
+    at = _mm256_add_epi16(at, _mm256_slli_si256(at, 2));
+    at = _mm256_add_epi16(at, _mm256_slli_si256(at, 4));
+    at = _mm256_add_epi16(at, _mm256_slli_si256(at, 8));
+    const __m256i top = _mm256_set1_epi16(0x0f0e), half = _mm256_permute2x128_si256(at, at, 0x08);  // low half, moved up
+    at = _mm256_add_epi16(_mm256_add_epi16(at, _mm256_shuffle_epi8(half, top)), last);
+    last = _mm256_shuffle_epi8(_mm256_permute4x64_epi64(at, 0xff), top);
+    return at;
+}
+#endif
+
+// scores[place] += weight * impact over a cut. A whole register is taken at the end too: what lies behind the cut adds
+// nothing to the first 16 places, which are different ones, so that no addition waits for another.
 inline void add_cut(const Cut &cut, std::int32_t weight, std::int32_t *scores) {
 #if defined(__AVX2__)
-    alignas(32) std::uint16_t place[16];
     alignas(32) std::int32_t gain[16];
     const __m256i by = _mm256_set1_epi32(weight);
+    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m256i last = _mm256_setzero_si256();
     for (std::int64_t i = 0; i < cut.count; i += 16) {
-        __m256i at;
-        if (cut.wide) {
-            at = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(cut.places + 2 * i));
-        } else {
-            at = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.places + i)));
-            at = _mm256_add_epi16(at, _mm256_slli_si256(at, 2));
-            at = _mm256_add_epi16(at, _mm256_slli_si256(at, 4));
-            at = _mm256_add_epi16(at, _mm256_slli_si256(at, 8));
-            const __m256i half = _mm256_permute2x128_si256(at, at, 0x08);  // the low half, moved up
-            at = _mm256_add_epi16(at, _mm256_shuffle_epi8(half, _mm256_set1_epi16(0x0f0e)));
-            at = _mm256_add_epi16(at, last);
-            last = _mm256_shuffle_epi8(_mm256_permute4x64_epi64(at, 0xff), _mm256_set1_epi16(0x0f0e));
+        __m256i at = cut.wide ? _mm256_loadu_si256(reinterpret_cast<const __m256i *>(cut.places + 2 * i))
+                              : step_places(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.places + i)), last);
+        __m128i impact = _mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.impacts + i));
+        if (cut.count - i < 16) {
+            const __m256i within = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(cut.count - i)), lane);
+            at = _mm256_blendv_epi8(lane, at, within);
+            const __m256i bytes = _mm256_packs_epi16(within, within);
+            impact = _mm_and_si128(impact, _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
         }
-        _mm256_store_si256(reinterpret_cast<__m256i *>(place), at);
-        const __m128i impact = _mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.impacts + i));
         const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi32(impact), by);
         const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi32(_mm_srli_si128(impact, 8)), by);
         _mm256_store_si256(reinterpret_cast<__m256i *>(gain), low);
         _mm256_store_si256(reinterpret_cast<__m256i *>(gain + 8), high);
-        if (cut.count - i >= 16) {
-#pragma GCC unroll 16
-            for (int j = 0; j < 16; ++j) scores[place[j]] += gain[j];
-        } else {
-            for (int j = 0; j < cut.count - i; ++j) scores[place[j]] += gain[j];
+        // Places leave the register in words of four: fewer loads than one for each.
+        const __m128i lower = _mm256_castsi256_si128(at), upper = _mm256_extracti128_si256(at, 1);
+        const std::int64_t words[4] = {_mm_cvtsi128_si64(lower), _mm_extract_epi64(lower, 1), _mm_cvtsi128_si64(upper),
+                                       _mm_extract_epi64(upper, 1)};
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+            const std::uint64_t four = static_cast<std::uint64_t>(words[q]);
+            scores[four & 0xffff] += gain[4 * q];
+            scores[four >> 16 & 0xffff] += gain[4 * q + 1];
+            scores[four >> 32 & 0xffff] += gain[4 * q + 2];
+            scores[four >> 48] += gain[4 * q + 3];
         }
     }
 #else

@@ -10,8 +10,25 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "BM25Vectorizer": "bm25",
         "Hits": "hits",
         "ImpactIndex": "index",
+        "JsonVectors": "vectors",
+        "WordPieces": "tokens",
+        "Words": "tokens",
+        "evaluate": "measures",
+        "means": "measures",
+        "read_ciff": "ciff",
+        "read_jsonl": "collections",
+        "read_qrels": "runs",
+        "read_run": "runs",
+        "read_smart": "collections",
+        "read_topics": "collections",
+        "write_ciff": "ciff",
+        "write_json_vectors": "vectors",
+        "write_qrels": "runs",
+        "write_run": "runs",
     },
-    ["hits", "ids", "index", "quantise", "segments"],
-)
+    ["bm25", "ciff", "collections", "hits", "ids", "index", "measures", "quantise", "runs", "segments", "tokens",
+     "vectors"],
+)  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from ellzero.errors import InputError, check, check_choice, check_integer
 from ellzero.layouts.inverted import InvertedLists, checked_shift
@@ -367,6 +368,27 @@ class ImpactIndex:
         except TypeError as error:
             raise InputError(f"{home}: is not an index that this version knows ({error})") from error
 
+    @classmethod
+    def from_ciff(cls, path: str | os.PathLike, **options: Any) -> ImpactIndex:
+        """An index of a CIFF file, whose counts are the weights; options as ``build``."""
+        from ellzero.retrieval.ciff import read_ciff
+
+        held = read_ciff(path)
+        return cls.build(held.X, held.ids, vocabulary=held.vocabulary, **options)
+
+    def to_ciff(self, path: str | os.PathLike) -> None:
+        """Write impacts, ids and terms as CIFF; deleted documents are left out, terms need names."""
+        from ellzero.retrieval.ciff import write_ciff
+
+        if self.vocabulary is None:
+            raise InputError("vocabulary: the index has none, and CIFF names its terms")
+        parts = [part for segment in self._snapshot.segments if (part := disk.merge([segment])).lists.documents]
+        matrices = [part.lists.to_csr() for part in parts] or [sparse.csr_array((0, self.terms), dtype=np.uint8)]
+        names = [
+            name for part in parts for name in part.ids.take(np.asarray(part.lists.arrays.rank, np.int64)).tolist()
+        ]
+        write_ciff(path, sparse.vstack(matrices), names, self.vocabulary)
+
 
 class _Turn:
     """The turn of one writer: the index's own, and the folder's; a folder that another process changed is refused."""
@@ -459,8 +481,6 @@ def _pieces(pairs: Iterable, scale: float | None, levels: int, at_once: int) -> 
                              "weights that are not whole numbers up to 255")  # fmt: skip
 
     def parts() -> Iterable:
-        from scipy import sparse
-
         held, names, count = [], [], 0
         for X, ids in itertools.chain([first], pairs):
             impacts = quantise("X", as_matrix("X", X, terms), scale, levels)
