@@ -118,12 +118,8 @@ def test_runs_and_judgements(tmp_path):
 
 
 def test_collections(tmp_path):
-    (tmp_path / "c.jsonl").write_text(
-        json.dumps({"_id": "a", "title": "T", "text": "words"})
-        + "\n\n"
-        + json.dumps({"id": 7, "contents": "more"})
-        + "\n"
-    )
+    lines = ['{"_id": "a", "title": "T", "text": "words"}', "", '{"id": 7, "contents": "more"}']
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
     assert list(read_jsonl(tmp_path / "c.jsonl")) == [("a", "T words"), ("7", "more")]
     (tmp_path / "t.tsv").write_text("1\twhat is\n2\twhere\n")
     assert read_topics(tmp_path / "t.tsv") == [("1", "what is"), ("2", "where")]

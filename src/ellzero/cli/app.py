@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import ellzero
-from ellzero.cli import autoencoder, show
+from ellzero.cli import autoencoder, retrieval, show
 from ellzero.compare.tasks import TASKS
 from ellzero.errors import InputError, MissingExtraError, check_choice, suggestion
 from ellzero.protocol import Task
@@ -203,6 +203,8 @@ def apply(
 
 app.add_typer(autoencoder.train, name="train")
 app.command()(autoencoder.browse)
+app.command()(retrieval.index)
+app.command()(retrieval.search)
 
 
 @app.command()
@@ -287,6 +289,7 @@ EXTRAS = {
     "tokenizers": "hf",
     "pyarrow": "data",
     "pandas": "data",
+    "Stemmer": "retrieval",
 }
 
 
