@@ -11,6 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ellzero.autoencoder.codes import SparseCode, active, fired, share
 from ellzero.autoencoder.model import SparseAutoencoder, UnitNorm
 from ellzero.autoencoder.objective import Step
 from ellzero.autoencoder.optimizer import RowAdam
+from ellzero.autoencoder.shards import Shards
 from ellzero.errors import InputError, check, check_array, check_choice, check_integer
 from ellzero.parts.schedules import Linear
 from ellzero.training.loop import Batches, Trained, train
@@ -115,8 +117,9 @@ class SAETrainer:
 
         Parameters
         ----------
-        acts : ``[rows, d_in]`` as an array, a memory map or a tensor; or an iterable of such batches (an
-            ``ActivationStream``), gone through as often as the steps need where it can be.
+        acts : ``[rows, d_in]`` as an array, a memory map or a tensor; an iterable of such batches (an
+            ``ActivationStream``), gone through as often as the steps need where it can be; or a folder of .parquet,
+            .safetensors, .npy or .npz files, read one at a time.
         beside : an array with as many rows, what the selection or a loss term wants beside each (a gradient, a label);
             then ``acts`` is an array too.
         progress : show a bar.
@@ -197,6 +200,8 @@ class SAETrainer:
     def source(self, acts: Any, beside: Any = None) -> tuple[Tensor, Any]:
         """A sample of rows for scale, start and calibration, and the batches to train on."""
         width = self.sae.d_in
+        if isinstance(acts, str | Path):
+            acts = Shards(acts, seed=self.seed)
         if hasattr(acts, "shape"):
             check_array("acts", acts, ndim=2, shape=(None, width), dtypes="f")
             rows = acts.detach() if isinstance(acts, Tensor) else as_tensor(acts)
