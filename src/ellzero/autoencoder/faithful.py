@@ -120,7 +120,7 @@ def fake_feature_ratio(
     ------
     InputError : a model that does not say its vocabulary, where it is not given.
 
-    Measured at ``layers.2`` of the reference language model (512 latents, TopK 16, 12,000 tokens, 300 steps of 256 rows,
+    Measured at ``layers.2`` of the reference language model (512 latents, TopK 16, 12,000 tokens, 300 steps of 256,
     two seeds): trained on the model's own samples and on as many tokens of plays, the spliced model lost 0.51 and 1.44
     nats on new samples; the fake feature ratio was 0.031 and 0.034, and seeds shared 1.4 % and 0.2 % of their latents,
     which is too little, after so short a training, to tell one from the other.
