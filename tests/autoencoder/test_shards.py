@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from ellzero.autoencoder.many import train_many
 from ellzero.autoencoder.metrics import evaluate
 from ellzero.autoencoder.model import SparseAutoencoder
 from ellzero.autoencoder.shards import Shards
@@ -53,6 +54,16 @@ def test_an_autoencoder_trains_on_a_folder_as_on_the_array(folder):
         found[name] = evaluate(sae, X)["fvu"]
     assert found["folder"] == found["text"]
     assert found["folder"] == pytest.approx(found["array"], rel=0.3)
+
+
+def test_several_at_once_read_each_file_once(folder):
+    path, _ = folder
+    options = {"lr": 0.01, "batch_size": 128, "steps": 30}
+    alone = SparseAutoencoder.from_preset("topk", d_in=12, d_sae=40, k=3)
+    SAETrainer(alone, **options).fit(path)
+    both = {name: SparseAutoencoder.from_preset(name, d_in=12, d_sae=40, k=3) for name in ("topk", "batchtopk")}
+    train_many({name: SAETrainer(sae, **options) for name, sae in both.items()}, path)
+    assert torch.equal(both["topk"].W_dec, alone.W_dec)
 
 
 def test_what_is_no_folder_of_activations_is_refused(tmp_path):

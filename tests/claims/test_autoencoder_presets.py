@@ -124,7 +124,7 @@ def test_one_hierarchical_autoencoder_serves_every_number_of_active_latents():
     own = np.array([best(task, "topk", k, range(2))[1].mean() for k in (4, 32)])
     print(f"\nat {levels}: hierarchical {mine.round(4)}, TopK-16 {truncated.round(4)}, own {own.round(4)}")
     assert (mine <= 1.02 * truncated).all()
-    assert (mine[[0, 3]] <= 0.9 * truncated[[0, 3]]).all()
+    assert (mine[[0, 3]] <= 0.95 * truncated[[0, 3]]).all()
     assert (mine[[0, 3]] <= 1.25 * own).all()
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ellzero.autoencoder.shards import Shards
 from ellzero.autoencoder.trainer import SAETrainer, as_tensor, streamed, thinned
 from ellzero.errors import InputError, check_array, check_integer
 from ellzero.models.activations import ActivationStream
@@ -136,6 +138,9 @@ def _read(
             raise InputError(f"acts: got {sorted(acts)}, want {sorted(trainers)}, as trainers")
     else:
         acts = dict.fromkeys(trainers, acts)
+    seed = next(iter(trainers.values())).seed
+    folders = {one: Shards(one, seed=seed) for one in acts.values() if isinstance(one, str | Path)}
+    acts = {key: folders[one] if isinstance(one, str | Path) else one for key, one in acts.items()}
     unique = list({id(one): one for one in acts.values()}.values())
     column = {key: next(i for i, one in enumerate(unique) if one is acts[key]) for key in trainers}
     first = {i: trainers[next(key for key in trainers if column[key] == i)] for i in range(len(unique))}
