@@ -386,7 +386,8 @@ class ImpactSearch {
             // Bounds of blocks are asked as long as they leave out one window in sixteen.
             if (prune && 16 * (left + 2) >= tried) {
                 ++tried;
-                if (block_bound(w) * alpha < std::floor(best.least * scale) - 1) {
+                const double needed = (std::floor(best.least * scale) - 1) / alpha;
+                if (block_bound(w, needed) < needed) {
                     ++left, ++counts.left_by_block;
                     continue;
                 }
@@ -510,28 +511,46 @@ class ImpactSearch {
         }
     }
 
-    // The largest of the window's sums of block bounds.
-    std::int32_t block_bound(std::int64_t w) {
+    // At least the largest of the window's sums of block bounds, as precise as it takes to tell whether it is `needed`.
+    std::int32_t block_bound(std::int64_t w, double needed) {
         alignas(32) std::uint16_t sum[window_blocks] = {};
         const std::uint64_t from = std::uint64_t(w) * x.window();
         auto add = [&](const QueryTerm &q, std::uint32_t place, std::uint8_t impact) {
             if (!impact) return;
             std::uint16_t &into = sum[seat(place >> x.shift & (window_blocks - 1))];
-            into = static_cast<std::uint16_t>(std::min(65535, into + static_cast<int>(q.step * impact * 1.000001f) + 1));
+            into = static_cast<std::uint16_t>(std::min(65535, into + scaled(q, impact)));
         };
-        bounded.clear();
+        bounded.clear(), loose.clear();
+        std::int32_t rest = 0;  // what the cuts without bounds add at most
         for (const QueryTerm &q : query) {
-            if (q.row) {
-                const Cut cut = find_cut(q.list, q.row[w], q.row[w + 1]);
-                if (cut.bounds) bounded.push_back({&q, cut.bounds});
-                else each_posting(cut, [&](std::uint16_t place, std::uint8_t impact) { add(q, place, impact); });
+            if (!q.row) {
+                for (std::int64_t i = q.lower_bound(from); i < q.count && q.document(i) - from < std::uint64_t(x.window()); ++i)
+                    add(q, static_cast<std::uint32_t>(q.document(i) - from), q.impact(i));
                 continue;
             }
-            for (std::int64_t i = q.lower_bound(from); i < q.count && q.document(i) - from < std::uint64_t(x.window()); ++i)
-                add(q, static_cast<std::uint32_t>(q.document(i) - from), q.impact(i));
+            const Cut cut = find_cut(q.list, q.row[w], q.row[w + 1]);
+            if (cut.bounds) {
+                bounded.push_back({&q, cut.bounds});
+            } else if (cut.count) {
+                loose.push_back({&q, cut});
+                rest += scaled(q, q.largest[w]);
+            }
         }
-        return add_bounds(sum);
+        add_bounds(sum);
+        const std::int32_t least = largest_sum(sum);
+        if (least >= needed || least + rest < needed) return least + rest;
+        for (const Loose &l : loose)
+            each_posting(l.cut, [&](std::uint16_t place, std::uint8_t impact) { add(*l.term, place, impact); });
+        return largest_sum(sum);
     }
+
+    static int scaled(const QueryTerm &q, std::uint8_t impact) { return static_cast<int>(q.step * impact * 1.000001f) + 1; }
+
+    struct Loose {
+        const QueryTerm *term;
+        Cut cut;
+    };
+    std::vector<Loose> loose;
 
     struct Bounded {
         const QueryTerm *term;
@@ -548,7 +567,7 @@ class ImpactSearch {
 #endif
     }
 
-    std::int32_t add_bounds(std::uint16_t *sum) const {
+    void add_bounds(std::uint16_t *sum) const {
 #if defined(__AVX2__)
         __m256i s[4];
         for (int j = 0; j < 4; ++j) s[j] = _mm256_load_si256(reinterpret_cast<const __m256i *>(sum) + j);
@@ -564,18 +583,20 @@ class ImpactSearch {
                 s[2 * half + 1] = _mm256_adds_epu16(s[2 * half + 1], _mm256_unpackhi_epi8(l, h));
             }
         }
-        const __m256i m = _mm256_max_epu16(_mm256_max_epu16(s[0], s[1]), _mm256_max_epu16(s[2], s[3]));
-        const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
-        const __m128i low = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
-        return 65535 - _mm_extract_epi16(low, 0);
+        for (int j = 0; j < 4; ++j) _mm256_store_si256(reinterpret_cast<__m256i *>(sum) + j, s[j]);
 #else
         for (const Bounded &b : bounded)
             for (int j = 0; j < window_blocks; ++j) {
                 const int level = j < bounds_bytes ? b.levels[j] & 15 : b.levels[j - bounds_bytes] >> 4;
                 sum[j] = static_cast<std::uint16_t>(std::min(65535, sum[j] + b.term->low[level] + (b.term->high[level] << 8)));
             }
-        return *std::max_element(sum, sum + window_blocks);
 #endif
+    }
+
+    static std::int32_t largest_sum(const std::uint16_t *sum) {
+        std::uint16_t largest = 0;
+        for (int j = 0; j < window_blocks; ++j) largest = std::max(largest, sum[j]);
+        return largest;
     }
 };
 
