@@ -7,7 +7,6 @@ A searcher works on the snapshot that it found; writers replace the snapshot as 
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -19,11 +18,12 @@ import numpy as np
 from scipy import sparse
 
 from ellzero.errors import InputError, check, check_choice, check_integer
-from ellzero.layouts.inverted import InvertedLists, checked_shift
+from ellzero.layouts.inverted import checked_shift
 from ellzero.registry import register
 from ellzero.retrieval import segments as disk
+from ellzero.retrieval.building import check_vocabulary, index_home, make_segment, permutation, pieces
 from ellzero.retrieval.hits import Hits
-from ellzero.retrieval.ids import Ids, as_ids
+from ellzero.retrieval.ids import as_ids
 from ellzero.retrieval.quantise import Queries, as_matrix, as_queries, impact_scale, quantise
 from ellzero.retrieval.segments import Segment
 
@@ -114,7 +114,7 @@ class ImpactIndex:
         checked_shift(block_size)
         if scale is not None:
             check("scale", scale, above=0, below=np.inf)
-        home = None if path is None else _home(path)
+        home = None if path is None else index_home(path)
         if hasattr(X, "shape"):
             matrix = as_matrix("X", X)
             documents = as_ids("ids", range(matrix.shape[0]) if ids is None else ids, matrix.shape[0])
@@ -124,11 +124,11 @@ class ImpactIndex:
         else:
             if ids is not None or not (isinstance(order, str) and order == "none"):
                 raise InputError("ids: an iterable of pairs (X, ids) brings its own ids and order")
-            parts, terms, scale = _pieces(X, scale, levels, postings_at_once)
+            parts, terms, scale = pieces(X, scale, levels, postings_at_once)
         index = cls(_Snapshot(()), terms=terms, scale=scale, levels=levels, block_size=block_size,
                     vocabulary=vocabulary)  # fmt: skip
         if vocabulary is not None:
-            _check_vocabulary(index.vocabulary, terms)
+            check_vocabulary(index.vocabulary, terms)
         index._fill(parts, order, home)
         return index
 
@@ -137,7 +137,7 @@ class ImpactIndex:
         made: list[Segment] = []
         with disk.lock(home) if home is not None else _NoLock():
             for impacts, ids in parts:
-                segment = _segment(impacts, ids, _permutation(order, impacts.shape[0]), self.block_size)
+                segment = make_segment(impacts, ids, permutation(order, impacts.shape[0]), self.block_size)
                 made.append(segment if home is None else disk.write_segment(home, segment))
             if len(made) > 1:
                 made = [disk.merge(made) if home is None else disk.merge_into(home, made)]
@@ -300,7 +300,7 @@ class ImpactIndex:
                 there = np.flatnonzero(segment.find(names) >= 0)
                 if len(there):
                     raise InputError(f"ids: {names[there[0]]!r} is in the index already; delete it first")
-            made = _segment(impacts, names, None, self.block_size)
+            made = make_segment(impacts, names, None, self.block_size)
             if self.path is not None:
                 made = disk.write_segment(self.path, made)
             self._commit([*snapshot.segments, made])
@@ -347,7 +347,7 @@ class ImpactIndex:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the index to a folder; from then on it stands there, and changes are written too."""
-        home = _home(path)
+        home = index_home(path)
         with self._writing, disk.lock(home):
             made = [disk.write_segment(home, segment) for segment in self._snapshot.segments]
             generation = disk.write_index(home, made, self._meta(), self.vocabulary)
@@ -422,86 +422,6 @@ class _NoLock:
 
     def __exit__(self, *error: Any) -> None:
         return None
-
-
-def _home(path: str | os.PathLike) -> Path:
-    """A folder that is new, empty or an index."""
-    home = Path(path)
-    if home.exists() and not home.is_dir():
-        raise InputError(f"path: {home} is a file, want a folder")
-    if home.is_dir() and any(home.iterdir()):
-        known = [entry.name for entry in home.iterdir() if not entry.name.startswith((".", "segment-"))]
-        if known and disk.manifest.NAME not in known:
-            raise InputError(f"path: {home} holds {known[0]!r}, want a new or empty folder, or an index")
-        if known:
-            disk.manifest.load(home, disk.INDEX, version=disk.VERSION)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"path: {home} cannot be made ({error.strerror})") from error
-    return home
-
-
-def _permutation(order: Any, documents: int) -> np.ndarray | None:
-    if isinstance(order, str):
-        check_choice("order", order, ["none"])
-        return None
-    order = np.asarray(order)
-    if (
-        order.shape != (documents,)
-        or order.dtype.kind not in "iu"
-        or not np.array_equal(np.sort(order), np.arange(documents))
-    ):
-        raise InputError(f"order: want a permutation of the {documents} documents, or 'none'")
-    return order
-
-
-def _segment(impacts: Any, ids: np.ndarray, order: np.ndarray | None, block_size: int) -> Segment:
-    sorted_ids, rank = Ids.sorted_from(ids)
-    if order is not None:
-        impacts, rank = impacts[order], rank[order]
-    return Segment(InvertedLists.from_csr(impacts, rank=rank, block_size=block_size), sorted_ids)
-
-
-def _pieces(pairs: Iterable, scale: float | None, levels: int, at_once: int) -> tuple[Iterable, int, float]:
-    """Quantised parts of about ``at_once`` postings; the number of terms and the scale come from the first pair."""
-    check_integer("postings_at_once", at_once, at_least=1)
-    pairs = iter(pairs)
-    first = next(pairs, None)
-    if first is None:
-        raise InputError("X: got an iterable without any documents")
-    if not isinstance(first, tuple | list) or len(first) != 2:
-        raise InputError(f"X: got an iterable of {type(first).__name__}, want pairs (X, ids)")
-    matrix = as_matrix("X", first[0])
-    terms = matrix.shape[1]
-    if scale is None:
-        scale = impact_scale(matrix, levels)
-        if scale != 1:
-            raise InputError("scale: want the weight of one level (the largest weight over 255) for an iterable of "
-                             "weights that are not whole numbers up to 255")  # fmt: skip
-
-    def parts() -> Iterable:
-        held, names, count = [], [], 0
-        for X, ids in itertools.chain([first], pairs):
-            impacts = quantise("X", as_matrix("X", X, terms), scale, levels)
-            held.append(impacts)
-            names.append(as_ids("ids", ids, impacts.shape[0]))
-            count += impacts.nnz
-            if count >= at_once:
-                yield sparse.csr_array(sparse.vstack(held, format="csr")), np.concatenate(names)
-                held, names, count = [], [], 0
-        if held:
-            yield sparse.csr_array(sparse.vstack(held, format="csr")), np.concatenate(names)
-
-    return parts(), terms, float(scale)
-
-
-def _check_vocabulary(vocabulary: list[str], terms: int) -> None:
-    if len(vocabulary) != terms or len(set(vocabulary)) != terms:
-        raise InputError(f"vocabulary: got {len(set(vocabulary))} different terms, want {terms}, one per column")
-    bad = next((term for term in vocabulary if not isinstance(term, str) or "\n" in term), None)
-    if bad is not None:
-        raise InputError(f"vocabulary: got {bad!r}, want text without line breaks")
 
 
 def _ranks_within(segment: Segment, ids: list | None) -> np.ndarray | None:
