@@ -29,6 +29,6 @@ __getattr__, __dir__, __all__ = lazy(
         "write_qrels": "runs",
         "write_run": "runs",
     },
-    ["bm25", "building", "ciff", "collections", "hits", "ids", "index", "measures", "quantise", "runs", "segments", "tokens",
-     "vectors"],
+    ["bm25", "building", "ciff", "collections", "hits", "ids", "index", "measures", "quantise", "runs", "segments",
+     "tokens", "vectors"],
 )  # fmt: skip
