@@ -103,7 +103,7 @@ def test_it_keeps_the_contract_and_documents_stay_whole(kind, array, gpt2):
 def test_the_reference_rows_are_what_the_model_gives():
     task = Autoencoder(hook="layers.1", rows=100)
     model, tokenizer = reference_language_model()
-    chosen = sources._enough(reference_texts(), 100)
+    chosen = sources.enough(reference_texts(), 100)
     stream = ActivationStream(model, hook="layers.1", texts=chosen, tokenizer=tokenizer, batch_size=4096, buffer=4096)
     everything = stream.collect(8192)
     keys = {row.tobytes() for row in everything}
