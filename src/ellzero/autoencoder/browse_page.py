@@ -6,13 +6,14 @@ Lives here: ``render``. Does not live here: what is shown (``browse``), style an
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+from ellzero.io.pages import document
 
 __all__ = ["render"]
 
@@ -21,19 +22,7 @@ ICON = (
     "%3Cpath d='M3 14V9M8 14V2M13 14v-3' stroke='%23c8501e' stroke-width='3'/%3E%3C/svg%3E"
 )
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="{icon}">
-<style>
-{css}</style>
-</head>
-<body>
-<main>
+BODY = """<main>
 <h1>{title}</h1>
 <dl>{facts}</dl>
 <form id="choice" class="bar">
@@ -55,34 +44,25 @@ PAGE = """<!DOCTYPE html>
 <section id="detail" aria-live="polite"></section>
 </div>
 </main>
-<noscript><p>The latents are drawn by a script in this file.</p></noscript>
-<script type="application/json" id="data">{data}</script>
-<script>
-{js}</script>
-</body>
-</html>
-"""
+<noscript><p>The latents are drawn by a script in this file.</p></noscript>"""
 
 
 def render(title: str, facts: Sequence[tuple[str, str]], payload: Mapping[str, Any]) -> str:
     """The page as HTML; arrays of the payload are stored as base64 of their little-endian bytes."""
     page = files("ellzero.autoencoder") / "page"
     data = {key: _packed(value) if isinstance(value, np.ndarray) else value for key, value in payload.items()}
-    return PAGE.format(
-        title=escape(title),
+    shown = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+    return document(
+        title,
         icon=ICON,
         css=(page / "browse.css").read_text(encoding="utf-8"),
-        facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts),
-        data=_script(json.dumps(data, allow_nan=False, separators=(",", ":"))),
-        js=(page / "browse.js").read_text(encoding="utf-8"),
+        body=BODY.format(title=escape(title), facts=shown),
+        data=("data", data),
+        scripts=[(page / "browse.js").read_text(encoding="utf-8")],
+        compact=True,
     )
 
 
 def _packed(array: np.ndarray) -> str:
     little = array.astype(array.dtype.newbyteorder("<"))
     return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode("ascii")
-
-
-def _script(text: str) -> str:
-    """Text that cannot end the script element it stands in."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")

@@ -17,6 +17,7 @@ from ellzero.compare.figures import figures, number, seconds, size
 from ellzero.compare.pareto import FrontierPoint
 from ellzero.compare.runs import Run
 from ellzero.errors import require
+from ellzero.io.pages import document
 
 __all__ = ["render"]
 
@@ -26,29 +27,6 @@ ICON = (
     "%3Ccircle cx='7' cy='9' r='1.6' fill='%23c8501e'/%3E"
     "%3Ccircle cx='12' cy='5' r='1.6' fill='%23c8501e'/%3E%3C/svg%3E"
 )
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="{icon}">
-<style>
-{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script type="application/json" id="figures">{figures}</script>
-<script>{plotly}</script>
-<script>
-{js}</script>
-</body>
-</html>
-"""
 
 
 def render(run: Run) -> str:
@@ -62,20 +40,15 @@ def render(run: Run) -> str:
     page = files("ellzero.compare") / "page"
     task = run.question["task"]
     sections = (_head, _plots, _points, _effort, _failures, _where)
-    return PAGE.format(
-        title=escape(f"{task['name']}: {task['fidelity']} against {task['unit']}"),
+    body = "\n".join(section(run) for section in sections)
+    return document(
+        f"{task['name']}: {task['fidelity']} against {task['unit']}",
         icon=ICON,
         css=(page / "page.css").read_text(encoding="utf-8"),
-        body="\n".join(section(run) for section in sections),
-        figures=_script(json.dumps(figures(run), allow_nan=False)),
-        plotly=_script(plotly),
-        js=(page / "page.js").read_text(encoding="utf-8"),
+        body=f"<main>\n{body}\n</main>",
+        data=("figures", figures(run)),
+        scripts=[plotly, (page / "page.js").read_text(encoding="utf-8")],
     )
-
-
-def _script(text: str) -> str:
-    """Text that cannot end the script element it stands in."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Sequence[str]) -> str:
