@@ -121,6 +121,9 @@ def jumprelu(
     The L0 price grows to ``alpha`` over the first ``warm`` of the run and is steered until ``k`` are active on average.
     ``bandwidth`` and ``initial`` are in units of inputs whose mean square is 1 per feature. The paper has 0.001 for
     both, of inputs whose whole mean square is 1, and ``log`` thresholds; runs of some hundred steps need more room.
+
+    Measured on a language model of width 128 (512 latents, 500 steps of 512 rows, 3 seeds): 0.131 of the variance
+    unexplained at L0 33.9, where TopK leaves 0.127 at 32; not better than TopK in so short a run.
     """
     return SparseAutoencoder(
         d_in, d_sae, encoder=Linear("signed"), select=Jump(initial, log), gradient=Rectangle(bandwidth),
@@ -137,6 +140,9 @@ def k_sparse(
 
     Training begins with ``start`` active latents (100, or ``k`` if that is more) and comes down to ``k`` over its first
     half, so that none dies; ``factor * k`` are kept in evaluation mode, 1 to 3 in the paper.
+
+    Measured on 10,000 MNIST digits (1000 units, k 25, factor 3, 2 seeds): a logistic regression on the codes 94.8 %, on
+    pixels 90.3, on 64 principal components 90.7.
     """
     check_integer("factor", factor, at_least=1)
     first = min(max(k, 100), d_sae) if start is None else check_integer("start", start, at_least=k, at_most=d_sae)
@@ -149,7 +155,11 @@ def k_sparse(
 
 @variant("abs_topk", "arXiv:2510.00404", "S094", "one signed latent for the two directions of a feature")
 def abs_topk(d_in: int, d_sae: int, k: int = 32, *, dead_after: int = 10_000_000, seed: int = 0) -> SparseAutoencoder:
-    """The ``k`` pre-activations of largest magnitude, with their signs. AbsTopK (2025)."""
+    """The ``k`` pre-activations of largest magnitude, with their signs. AbsTopK (2025).
+
+    Measured on planted features of either sign (1 seed): mean correlation with them 0.97, of TopK 0.73, of TopK with
+    twice the latents 1.00; on a language model level with TopK.
+    """
     return SparseAutoencoder(
         d_in, d_sae, encoder=Linear("absolute"), select=TopK(k), architecture="topk", seed=seed,
         objective=[SquaredError(), _revive(d_in, dead_after)],
@@ -170,6 +180,9 @@ def matryoshka(
 
     ``levels`` are the cumulative widths, five that double up to ``d_sae`` by default; ``bias`` counts ``b_dec`` alone
     as one more level, as the authors' code does.
+
+    Measured on planted trees without noise (3 seeds): the parent's latent fires on 0.87 of the rows with parent and
+    child, that of BatchTopK on 0.45; 0.003 of the variance unexplained, against none.
     """
     levels = _widths(d_sae, 5) if levels is None else tuple(levels)
     if levels[-1] != d_sae:
@@ -188,6 +201,9 @@ def msae(
 
     ``levels`` run from ``k / 4`` up to ``d_sae`` by doubling unless given. ``decreasing`` weighs them n, n - 1, ..., 1
     from the sparsest. In evaluation mode ``k`` are active; ``sae.at(k)`` sets another number.
+
+    Measured on a language model of width 128 (levels and k of 4, 8, 16, 32; 2 seeds): 0.275, 0.214, 0.168, 0.138 of the
+    variance unexplained, where TopK trained at 16 leaves 0.371, 0.240, 0.172, 0.147.
     """
     if levels is None:
         first = max(k // 4, 1)
@@ -206,6 +222,10 @@ def hierarchical_topk(
     """The mean error over every number of active latents up to ``2 k``, or over ``levels``. HierarchicalTopK (2025).
 
     In evaluation mode ``k`` are active; ``sae.at(k)`` sets another number.
+
+    Measured on a language model of width 128 (k of 4, 8, 16, 32; 2 seeds): 0.278, 0.215, 0.165, 0.133 of the variance
+    unexplained, where TopK trained at 16 leaves 0.371, 0.240, 0.172, 0.147; those trained at 4 and 32 0.257 and 0.128.
+    At 64 of 128 dimensions it is 0.094, against 0.055 of a TopK made for that.
     """
     levels = tuple(range(1, min(2 * k, d_sae) + 1)) if levels is None else tuple(levels)
     return SparseAutoencoder(
