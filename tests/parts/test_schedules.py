@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ellzero.errors import InputError
 from ellzero.parts import schedules
-from ellzero.parts.schedules import Constant, Cosine, Cubic, Cyclic, Linear, OneShot, Steps
+from ellzero.parts.schedules import Constant, Cosine, Cubic, Cyclic, Linear, OneShot, Quadratic, Steps
 from ellzero.registry import entries
 
-RAMPS = (Linear, Cubic, Cosine)
+RAMPS = (Linear, Quadratic, Cubic, Cosine)
 EXAMPLES = [entry.example() for entry in entries(kind="schedule") if entry.module == schedules.__name__]
 
 
@@ -54,6 +54,10 @@ def test_cubic_is_the_published_polynomial(t):
     s_i, s_f, t0, n = 0.0, 0.9, 20, 60
     want = s_f + (s_i - s_f) * (1 - (min(max(t, t0), t0 + n) - t0) / n) ** 3
     assert 1 - Cubic(1.0, 0.1, 0.2, 0.8)(t, 100) == pytest.approx(want, abs=1e-12)
+
+
+def test_quadratic_rises_slowly_and_stays():
+    assert [Quadratic(0.0, 8.0, 0.0, 0.5)(step, 8) for step in range(6)] == [0.0, 0.5, 2.0, 4.5, 8.0, 8.0]
 
 
 def test_cosine_at_a_third_and_a_half():

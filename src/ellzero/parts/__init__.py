@@ -1,4 +1,4 @@
-"""What the wings are made of: penalties, datafits, constraints, gradients, scores, allocations, schedules.
+"""What the wings are made of: penalties, activity, datafits, constraints, gradients, scores, allocations, schedules.
 
 Lives here: values (frozen dataclasses) with a formula in their docstring, written once for NumPy and torch.
 Does not live here: loops over data (``solvers``, ``training``), compiled code (``kernels``), nor any method.
@@ -10,5 +10,6 @@ from ellzero.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {},
-    ("allocations", "constraints", "datafits", "gradients", "namespace", "penalties", "schedules", "scores"),
-)
+    ("activity", "allocations", "constraints", "datafits", "gradients", "namespace", "penalties", "schedules",
+     "scores"),
+)  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ellzero.errors import InputError, check, check_integer
 from ellzero.registry import register
 
-__all__ = ["Constant", "Cosine", "Cubic", "Cyclic", "Linear", "OneShot", "Steps"]
+__all__ = ["Constant", "Cosine", "Cubic", "Cyclic", "Linear", "OneShot", "Quadratic", "Steps"]
 
 
 def _progress(step: float, total: float) -> float:
@@ -94,6 +94,18 @@ class Cubic(_Ramp):
 
     def _left(self, u):
         return (1 - u) ** 3
+
+
+@register(kind="schedule", source="arXiv:2004.05665", example=lambda: Quadratic(0.0, 1.0, 0.0, 0.5))
+@dataclass(frozen=True)
+class Quadratic(_Ramp):
+    """Slow first, then fast: ``start + (stop - start) u**2``. Paria et al. (2020), section 4.
+
+    ``u`` is the progress between the fractions ``begin`` and ``end`` of the run.
+    """
+
+    def _left(self, u):
+        return 1 - u**2
 
 
 @register(kind="schedule", source="arXiv:1608.03983", example=lambda: Cosine(0.3, 0.0))
