@@ -22,7 +22,7 @@ __all__ = ["Entry", "entries", "index", "load_all", "lookup", "register", "write
 KINDS = (
     "penalty", "group_penalty", "matrix_penalty", "datafit", "constraint", "gradient", "score", "allocation",
     "schedule", "operator", "solver", "layout", "estimator", "method", "preset", "recipe", "task", "model", "metric",
-    "generator", "dataset", "activity",
+    "generator", "dataset", "activity", "loss", "teacher",
 )  # fmt: skip
 
 
