@@ -5,11 +5,8 @@ Lives here: ``take``. Does not live here: the artefact's format (the wing's ``sa
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -84,7 +81,7 @@ def take(
     seed = _median_seed(point)
     data = task.refit_data(seed, refit)
     fitted = next(iter(chosen.frontier(data, () if point.dense else (point.target,), seed)))
-    with _renamed_into_place(target) as folder:
+    with atomic.writing_folder("out", target) as folder:
         fitted.save(folder)
         test = _measure(task, fitted, refit, run, point)
         card = _card(task, record, point, chosen, fitted, seed, refit, test, folder)
@@ -182,24 +179,3 @@ def _card(task, record, point, chosen, fitted, seed, refit, test, folder: Path) 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def _renamed_into_place(target: Path):
-    """A temporary folder beside ``target`` that takes its place when the block ends without an exception."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}{atomic.TEMPORARY}")
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(f"out: {target} cannot be written ({error.strerror})") from error
-    try:
-        yield folder
-        if target.is_dir():
-            target.rmdir()  # empty, or the rename below must not happen
-        os.replace(folder, target)
-        atomic.sync_directory(target.parent)
-    except OSError as error:
-        raise InputError(f"out: {target} cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

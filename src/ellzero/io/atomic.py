@@ -1,6 +1,7 @@
 """Files that are written whole or not at all.
 
-Lives here: ``writing`` and the short forms for bytes, text and JSON. Does not live here: any format.
+Lives here: ``writing`` and the short forms for bytes, text and JSON; ``writing_folder``, the same for a folder of them.
+Does not live here: any format.
 A reader sees the old content or the new, also after a crash or a full disk, and never a mixture.
 """
 
@@ -10,13 +11,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ellzero.errors import InputError
 
-__all__ = ["TEMPORARY", "sync_directory", "write_bytes", "write_json", "write_text", "writing"]
+__all__ = ["TEMPORARY", "sync_directory", "write_bytes", "write_json", "write_text", "writing", "writing_folder"]
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; one left behind by a killed process may be deleted."""
@@ -56,6 +58,35 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise InputError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
         raise
+
+
+@contextlib.contextmanager
+def writing_folder(name: str, path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside ``path`` that takes its place when the block ends without an exception.
+
+    Raises
+    ------
+    InputError : what stands there is no empty folder, or it cannot be written; ``name`` is the argument it names.
+    """
+    target = Path(os.path.abspath(path))
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise InputError(f"{name}: {path} is there already, want a new or empty folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.with_name(f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(f"{name}: {path} cannot be written ({error.strerror})") from error
+    try:
+        yield folder
+        if target.is_dir():
+            target.rmdir()  # empty, or the rename below must not happen
+        os.replace(folder, target)
+        sync_directory(target.parent)
+    except OSError as error:
+        raise InputError(f"{name}: {path} cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_directory(directory: str | os.PathLike) -> None:

@@ -23,7 +23,7 @@ from ellzero.errors import InputError
 from ellzero.io import container
 from ellzero.io.atomic import writing
 
-__all__ = ["Ciff", "read_ciff", "write_ciff"]
+__all__ = ["Ciff", "read_ciff", "whole_by_term", "write_ciff"]
 
 
 class Ciff(NamedTuple):
@@ -171,17 +171,8 @@ def write_ciff(
     ------
     InputError : numbers that are not whole or not above zero, or ids and terms that do not match the shape.
     """
-    X = sparse.csc_array(X)
-    X.sum_duplicates()
-    X.eliminate_zeros()
-    if len(ids) != X.shape[0] or len(vocabulary) != X.shape[1]:
-        raise InputError(f"ids: got {len(ids)} ids and {len(vocabulary)} terms for a matrix of shape {X.shape}")
-    if len(X.data) and (X.data.min() <= 0 or np.any(X.data != np.rint(X.data)) or X.data.max() >= 2**31):
-        raise InputError("X: want whole numbers above zero, below 2^31")
+    X, order = whole_by_term(X, ids, vocabulary, below=2**31)
     lengths = np.bincount(X.indices, weights=X.data, minlength=X.shape[0]).astype(np.int64)
-    order = [
-        c for c in sorted(range(X.shape[1]), key=lambda c: vocabulary[c].encode()) if X.indptr[c + 1] > X.indptr[c]
-    ]
     with writing(path) as file:
         mean = struct.pack("<d", float(lengths.mean()) if len(lengths) else 0.0)
         _put(file, _number(1, 1) + _number(2, len(order)) + _number(3, len(ids)) + _number(4, len(order))
@@ -195,6 +186,21 @@ def write_ciff(
             _put(file, head + b"".join(_bytes(4, _number(1, g) + _number(2, c)) for g, c in zip(gaps, counts.tolist())))
         for number, (name, length) in enumerate(zip(ids, lengths.tolist())):
             _put(file, _number(1, number) + _bytes(2, str(name).encode()) + _number(3, length))
+
+
+def whole_by_term(
+    X: Any, ids: Sequence[Any], vocabulary: Sequence[str], below: int
+) -> tuple[sparse.csc_array, list[int]]:
+    """Checked whole numbers by term, and the columns that have any, in the order of their terms' bytes."""
+    X = sparse.csc_array(X)
+    X.sum_duplicates()
+    X.eliminate_zeros()
+    if len(ids) != X.shape[0] or len(vocabulary) != X.shape[1]:
+        raise InputError(f"ids: got {len(ids)} ids and {len(vocabulary)} terms for a matrix of shape {X.shape}")
+    if len(X.data) and (X.data.min() <= 0 or np.any(X.data != np.rint(X.data)) or X.data.max() >= below):
+        raise InputError(f"X: want whole numbers above zero, below 2^{below.bit_length() - 1}")
+    used = np.flatnonzero(np.diff(X.indptr)).tolist()
+    return X, sorted(used, key=lambda column: vocabulary[column].encode())
 
 
 def _varint_bytes(value: int) -> bytes:

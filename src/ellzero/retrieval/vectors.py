@@ -18,7 +18,7 @@ from ellzero.errors import InputError, check_integer
 from ellzero.io import container
 from ellzero.io.atomic import writing
 
-__all__ = ["JsonVectors", "write_json_vectors"]
+__all__ = ["JsonVectors", "json_lines", "write_json_vectors"]
 
 
 class JsonVectors:
@@ -95,15 +95,20 @@ def _record(path: Any, number: int, line: str) -> tuple[str | int, dict[str, flo
 
 def write_json_vectors(path: str | os.PathLike, X: Any, ids: Iterable[Any], vocabulary: Sequence[str]) -> None:
     """Write rows of weights, whole or not at all; whole numbers stay whole."""
+    with writing(path) as file:
+        file.writelines(json_lines(X, ids, vocabulary))
+
+
+def json_lines(X: Any, ids: Iterable[Any], vocabulary: Sequence[str]) -> Iterator[bytes]:
+    """The line of each row."""
     X = sparse.csr_array(X)
     ids = list(ids)
     if len(ids) != X.shape[0] or len(vocabulary) != X.shape[1]:
         raise InputError(f"ids: got {len(ids)} ids and {len(vocabulary)} terms for a matrix of shape {X.shape}")
-    with writing(path) as file:
-        for row, name in enumerate(ids):
-            part = slice(X.indptr[row], X.indptr[row + 1])
-            weights = X.data[part].tolist()
-            whole = [int(weight) if float(weight).is_integer() else weight for weight in weights]
-            vector = {vocabulary[column]: weight for column, weight in zip(X.indices[part], whole)}
-            name = name.item() if isinstance(name, np.generic) else name
-            file.write(json.dumps({"id": name, "vector": vector}, ensure_ascii=False).encode() + b"\n")
+    for row, name in enumerate(ids):
+        part = slice(X.indptr[row], X.indptr[row + 1])
+        weights = X.data[part].tolist()
+        whole = [int(weight) if float(weight).is_integer() else weight for weight in weights]
+        vector = {vocabulary[column]: weight for column, weight in zip(X.indices[part], whole)}
+        name = name.item() if isinstance(name, np.generic) else name
+        yield json.dumps({"id": name, "vector": vector}, ensure_ascii=False).encode() + b"\n"
