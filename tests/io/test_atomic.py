@@ -98,15 +98,14 @@ def test_the_rename_comes_after_the_flush_and_before_the_folder_flush(tmp_path, 
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), writing_folder("out", tmp_path / "a") as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), atomic.writing_folder("out", tmp_path / "a") as folder:
+        (folder / "half").write_text(str(1 / 0))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()  # an empty one is taken
-    with writing_folder("out", tmp_path / "a") as folder:
+    with atomic.writing_folder("out", tmp_path / "a") as folder:
         (folder / "whole").write_text("x")
         assert list((tmp_path / "a").iterdir()) == []
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["whole"]
-    with pytest.raises(InputError, match="out: .* is there already"), writing_folder("out", tmp_path / "a"):
+    with pytest.raises(InputError, match=r"out: .* is there already"), atomic.writing_folder("out", tmp_path / "a"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
