@@ -1,0 +1,184 @@
+"""Backbones: a transformer with its tokenizer, from texts to token states.
+
+Lives here: ``Backbone`` for encoders and for decoders, which see every text twice. Does not live here: the states
+(``states``), what is made of them (``heads``), reading of model folders (``models.huggingface``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ellzero.errors import InputError, check_choice, check_integer
+from ellzero.models.huggingface import load_model
+from ellzero.retrieval.states import TokenBatch
+
+__all__ = ["Backbone", "checked_texts"]
+
+
+class Backbone(nn.Module):
+    """A Hugging Face model and its tokenizer.
+
+    A decoder sees no token to the right, so its texts are given twice, ``text separator text``, and heads with
+    ``positions="echo"`` read the second copy alone, each token of which has seen the whole
+    text. Springer et al. (2024).
+
+    Parameters
+    ----------
+    model : a ``PreTrainedModel``, with or without a head of its own. tokenizer : its fast tokenizer.
+    max_length : where a text is cut, special tokens included, before it is doubled.
+    echo : whether texts are given twice; default: for decoders.
+    separator : what stands between the copies. padding : the side that is filled up; either gives the same states.
+
+    Raises
+    ------
+    InputError : no tokenizer, or one without pieces of its own, or a bad argument.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        max_length: int = 256,
+        *,
+        echo: bool | None = None,
+        separator: str = "\n",
+        padding: str = "right",
+    ):
+        super().__init__()
+        if not hasattr(getattr(model, "config", None), "hidden_size"):
+            raise InputError(f"model: got {type(model).__name__}, want a Hugging Face transformer")
+        if not hasattr(tokenizer, "convert_ids_to_tokens"):
+            raise InputError(f"tokenizer: got {type(tokenizer).__name__}, want a Hugging Face tokenizer")
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length = check_integer("max_length", max_length, at_least=3)
+        self.causal = is_causal(model)
+        self.echo = self.causal if echo is None else bool(echo)
+        self.separator, self.padding = separator, check_choice("padding", padding, ("right", "left"))
+        self._vocabulary: list[str] | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, max_length: int = 256, **options: Any) -> Backbone:
+        """From a folder that ``save_pretrained`` wrote, weights from safetensors alone; ``options`` as above."""
+        model, tokenizer = load_model(path)
+        if tokenizer is None:
+            raise InputError(f"path: {str(path)!r} has no tokenizer, want one beside the model")
+        return cls(model, tokenizer, max_length, **options)
+
+    @property
+    def width(self) -> int:
+        """The number of entries of a token state."""
+        return self.model.config.hidden_size
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The pieces by number, as many as the model embeds."""
+        if self._vocabulary is None:
+            known = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+            size = max(self.model.get_input_embeddings().weight.shape[0], max(known) + 1)
+            self._vocabulary = [known.get(number, f"<{number}>") for number in range(size)]
+        return self._vocabulary
+
+    def pieces(self, texts: list[str], max_length: int | None = None) -> list[dict[str, list]]:
+        """Numbers, special tokens and echoes of each text, without padding."""
+        limit = check_integer("max_length", max_length or self.max_length, at_least=3)
+        if not texts:
+            return []
+        cut = self.tokenizer(
+            texts, truncation=True, max_length=limit, return_special_tokens_mask=not self.echo,
+            add_special_tokens=not self.echo, return_attention_mask=False, return_token_type_ids=False,
+        )  # fmt: skip
+        if not self.echo:
+            both = zip(cut["input_ids"], cut["special_tokens_mask"])
+            return [{"pieces": ids, "special": special} for ids, special in both]
+        between = self.tokenizer(self.separator, add_special_tokens=False)["input_ids"]
+        first = self.tokenizer.bos_token_id
+        return [echoed(ids, between, [] if first is None else [first]) for ids in cut["input_ids"]]
+
+    def own_pieces(self, texts: list[str]) -> list[list[int]]:
+        """The numbers of each text's own pieces, cut as ``pieces`` cuts them: all that a table of weights needs."""
+        room = self.max_length - (0 if self.echo else self.tokenizer.num_special_tokens_to_add())
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return [ids[:room] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        fast.no_truncation()
+        fast.no_padding()
+        return [one.ids[:room] for one in fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def batch(self, texts: Iterable[str], *, max_length: int | None = None, states: bool = True) -> TokenBatch:
+        """Texts as one batch, differentiable where the model's parameters are; without ``states`` nothing is run."""
+        return self._batch(self.pieces(checked_texts(texts), max_length), states)
+
+    def batches(
+        self, texts: Iterable[str], *, batch_size: int = 32, max_length: int | None = None, states: bool = True
+    ) -> Iterator[tuple[list[int], TokenBatch]]:
+        """``(rows, batch)`` over all texts, those of like length together, the longest first."""
+        cut = self.pieces(checked_texts(texts), max_length)
+        order = sorted(range(len(cut)), key=lambda row: -len(cut[row]["pieces"]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows, self._batch([cut[row] for row in rows], states)
+
+    def _batch(self, cut: list[dict[str, list]], states: bool) -> TokenBatch:
+        device = self.model.get_input_embeddings().weight.device
+        longest = max((len(one["pieces"]) for one in cut), default=0)
+        filled = {"pieces": self.tokenizer.pad_token_id or 0, "special": 1, "echo": 0}
+        names = ("pieces", "special", "echo") if self.echo else ("pieces", "special")
+        made = {name: _padded([one[name] for one in cut], longest, filled[name], self.padding) for name in names}
+        mask = _padded([[1] * len(one["pieces"]) for one in cut], longest, 0, self.padding)
+        batch = TokenBatch(
+            None, made["pieces"], mask.bool(), made["special"].bool(), made["echo"].bool() if self.echo else None
+        ).to(device)
+        return TokenBatch(**{**vars(batch), "states": self.states(batch)}) if states else batch
+
+    def states(self, batch: TokenBatch) -> Tensor:
+        """The last hidden states ``[b, L, d]`` of a batch, float32, zero on padding."""
+        if 0 in batch.pieces.shape:
+            return torch.zeros(*batch.pieces.shape, self.width, device=batch.pieces.device)
+        body = getattr(self.model, "base_model", self.model)
+        options = {}
+        if self.causal and self.padding == "left":  # else the first token of a short text would not stand at place 0
+            options["position_ids"] = (batch.mask.cumsum(1) - 1).clamp_min(0)
+        out = body(input_ids=batch.pieces, attention_mask=batch.mask.long(), **options).last_hidden_state
+        return out.float() * batch.mask[..., None]
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model's tokens see nothing to their right."""
+    named = [type(model).__name__, *(model.config.architectures or [])]
+    return bool(getattr(model.config, "is_decoder", False)) or any(
+        name.endswith(("ForCausalLM", "LMHeadModel")) for name in named
+    )
+
+
+def echoed(ids: list[int], separator: list[int], before: list[int]) -> dict[str, list]:
+    """A text twice: the start token and the separator are special, the second copy is the echo."""
+    template = len(before) + len(ids) + len(separator)
+    return {
+        "pieces": [*before, *ids, *separator, *ids],
+        "special": [1] * len(before) + [0] * len(ids) + [1] * len(separator) + [0] * len(ids),
+        "echo": [0] * template + [1] * len(ids),
+    }
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """A list of texts, or the ``InputError`` that says what it is instead."""
+    if isinstance(texts, str):
+        raise InputError("texts: got one text, want a list of texts")
+    texts = list(texts)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts: got {type(text).__name__} at place {place}, want text")
+    return texts
+
+
+def _padded(rows: list[list[int]], longest: int, fill: int, side: str) -> Tensor:
+    out = torch.full((len(rows), longest), fill, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        start = longest - len(row) if side == "left" else 0
+        out[place, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
+    return out

@@ -1,0 +1,189 @@
+"""Sparse encoders: a head for queries, a head for documents, and the backbone below both.
+
+Lives here: ``SparseEncoder``, from texts to sparse rows and back to words. Does not live here: the heads (``heads``),
+files (``encoder_files``), training (``train``), search (``index``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor, nn
+
+from ellzero.errors import InputError, check_array, check_choice, check_integer
+from ellzero.parts.constraints import TopK
+from ellzero.retrieval.backbone import Backbone, checked_texts
+from ellzero.retrieval.heads import Head
+from ellzero.retrieval.states import TokenBatch
+
+__all__ = ["SparseEncoder"]
+
+
+class SparseEncoder(nn.Module):
+    """Queries and documents as sparse non-negative rows over one vocabulary; the score is their product.
+
+    Parameters
+    ----------
+    query_head, document_head : heads of ``heads``; the same object where the two sides share one.
+    backbone : what gives the states. query_backbone : another one for queries, where the sides share no body.
+    query_terms, document_terms : keep that many of the largest weights of each row, or None for all.
+
+    Raises
+    ------
+    InputError : heads whose columns are not the same pieces, or a head for another vocabulary.
+    """
+
+    def __init__(
+        self,
+        query_head: Head,
+        document_head: Head,
+        backbone: Backbone,
+        *,
+        query_backbone: Backbone | None = None,
+        query_terms: int | None = None,
+        document_terms: int | None = None,
+    ):
+        super().__init__()
+        self.query_head, self.document_head, self.backbone = query_head, document_head, backbone
+        self.query_backbone = query_backbone
+        for name, terms in (("query_terms", query_terms), ("document_terms", document_terms)):
+            if terms is not None:
+                check_integer(name, terms, at_least=1)
+        self.query_terms, self.document_terms = query_terms, document_terms
+        self.vocabulary = document_head.names(backbone.vocabulary)
+        if query_head.names(backbone.vocabulary) != self.vocabulary:
+            raise InputError(
+                f"query_head: its {query_head.size} columns are not the {document_head.size} of the document head"
+            )
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.model.get_input_embeddings().weight.device
+
+    def query_vectors(self, batch: TokenBatch) -> Float[Tensor, "b size"]:
+        """Weights of a batch of queries, differentiable."""
+        return _kept(self.query_head(batch), self.query_terms)
+
+    def document_vectors(self, batch: TokenBatch) -> Float[Tensor, "b size"]:
+        """Weights of a batch of documents, differentiable."""
+        return _kept(self.document_head(batch), self.document_terms)
+
+    def encode_query(self, texts: Iterable[str], *, batch_size: int = 32) -> sparse.csr_array:
+        """Rows of queries, float32 ``[queries, size]``; a head that is a table needs the tokenizer alone."""
+        return self._encode(self.query_head, self.query_terms, self.query_backbone, texts, batch_size)
+
+    def encode_document(self, texts: Iterable[str], *, batch_size: int = 32) -> sparse.csr_array:
+        """Rows of documents, float32 ``[documents, size]``."""
+        return self._encode(self.document_head, self.document_terms, None, texts, batch_size)
+
+    def encode_states(self, states: Any, side: str = "document", *, batch_size: int = 32) -> sparse.csr_array:
+        """Rows of cached ``TokenStates``, as ``encode_document`` (or ``side="query"``) gives them for the texts."""
+        vectors = {"document": self.document_vectors, "query": self.query_vectors}[
+            check_choice("side", side, ("document", "query"))
+        ]
+        check_integer("batch_size", batch_size, at_least=1)
+        with torch.no_grad():
+            parts = [_rows(vectors(states.take(range(start, min(start + batch_size, len(states))))))
+                     for start in range(0, len(states), batch_size)]  # fmt: skip
+        return sparse.csr_array(sparse.vstack(parts, format="csr"))
+
+    def _encode(
+        self, head: Head, terms: int | None, backbone: Backbone | None, texts: Iterable[str], batch_size: int
+    ) -> sparse.csr_array:
+        backbone = self.backbone if backbone is None else backbone
+        texts = checked_texts(texts)
+        check_integer("batch_size", batch_size, at_least=1)
+        if getattr(head, "expand", None) is not None:
+            texts = checked_texts(head.expand(texts))
+        if not texts:
+            return sparse.csr_array((0, head.size), dtype=np.float32)
+        if hasattr(head, "lookup") and terms is None and not backbone.echo:
+            return _looked_up(head, backbone, texts)
+        found, places = [], []
+        with torch.no_grad():
+            for rows, batch in backbone.batches(texts, batch_size=batch_size, states=head.needs_states):
+                found.append(_rows(_kept(head(batch), terms)))
+                places += rows
+        return sparse.csr_array(sparse.vstack(found, format="csr")[np.argsort(places)])
+
+    def decode(self, rows: Any, k: int | None = 20) -> list[list[tuple[str, float]]]:
+        """The ``k`` largest terms of each row (None for all) with their weights, largest first.
+
+        Continuations such as ``##ing`` stand as ``-ing``; the mark of a word's beginning is taken off.
+
+        Raises
+        ------
+        InputError : rows of another width.
+        """
+        rows = sparse.csr_array(rows) if not isinstance(rows, Tensor) else sparse.csr_array(rows.detach().cpu().numpy())
+        check_array("rows", rows, shape=(None, len(self.vocabulary)), finite=False, allow_empty=True)
+        k = rows.shape[1] if k is None else check_integer("k", k, at_least=1)
+        found = []
+        for start, stop in zip(rows.indptr[:-1], rows.indptr[1:]):
+            weights, columns = rows.data[start:stop], rows.indices[start:stop]
+            best = np.lexsort((columns, -weights))[:k]
+            found.append([(readable(self.vocabulary[columns[b]]), float(weights[b])) for b in best if weights[b] > 0])
+        return found
+
+    def save(self, path: str | os.PathLike) -> None:
+        """A folder with the backbone, its tokenizer and the heads; see ``encoder_files.save``."""
+        from ellzero.retrieval import encoder_files
+
+        encoder_files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> SparseEncoder:
+        """What ``save`` wrote; see ``encoder_files.load``."""
+        from ellzero.retrieval import encoder_files
+
+        return encoder_files.load(path)
+
+
+def readable(piece: str) -> str:
+    """A piece as a reader sees it: ``##ing`` as ``-ing``, the mark of a word's beginning taken off."""
+    if piece.startswith("##"):
+        return "-" + piece[2:]
+    return piece.lstrip("Ġ▁") or piece
+
+
+def sparsity(rows: Any) -> dict[str, float]:
+    """What share of the entries is zero, and how many terms a row has: mean, smallest, median and largest."""
+    rows = sparse.csr_array(rows)
+    terms = np.diff(rows.indptr) if rows.shape[0] else np.zeros(1)
+    return {
+        "sparsity": 1 - rows.nnz / max(rows.shape[0] * rows.shape[1], 1), "mean": float(terms.mean()),
+        "min": float(terms.min()), "median": float(np.median(terms)), "max": float(terms.max()),
+    }  # fmt: skip
+
+
+def _kept(weights: Tensor, terms: int | None) -> Tensor:
+    if terms is None or terms >= weights.shape[1]:
+        return weights
+    return weights.where(TopK(terms).support(weights.detach()), 0)
+
+
+def _rows(weights: Tensor) -> sparse.csr_array:
+    return sparse.csr_array(weights.detach().cpu().numpy().astype(np.float32))
+
+
+def _looked_up(head: Head, backbone: Backbone, texts: Sequence[str]) -> sparse.csr_array:
+    """Rows of a head that is a table: each distinct piece of a text with its weight."""
+    weights, place = head.lookup.detach().cpu().numpy(), head._place.cpu().numpy()
+    columns, starts = [], [0]
+    for ids in backbone.own_pieces(list(texts)):
+        found = np.unique(place[ids])
+        columns.append(found[found >= 0])
+        starts.append(starts[-1] + len(columns[-1]))
+    columns = np.concatenate(columns)
+    kept = weights if head.columns is None else weights[head.columns.cpu().numpy()]
+    made = sparse.csr_array((kept[columns], columns, np.array(starts)), shape=(len(texts), head.size))
+    made.eliminate_zeros()
+    return made
