@@ -6,6 +6,7 @@ Lives here: ``BM25Vectorizer``. Does not live here: cutting texts into terms (``
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,8 +76,15 @@ class BM25Vectorizer:
         self.tokenizer = Words() if tokenizer is None else tokenizer
 
     def fit(self, texts: Iterable[str]) -> BM25Vectorizer:
-        """Learn terms, their idf and the mean length from documents."""
-        self._fit(texts)
+        """Learn terms, their idf and the mean length from documents, which may be more than memory holds."""
+        frequency: Counter[str] = Counter()
+        documents = total = 0
+        for text in _checked(texts):
+            terms = self.tokenizer(text)
+            frequency.update(set(terms))
+            documents, total = documents + 1, total + len(terms)
+        self._learn(sorted(frequency), documents, total)
+        self.idf_ = self._idf(np.array([frequency[term] for term in self.vocabulary_], np.float64))
         return self
 
     def fit_transform(self, texts: Iterable[str]) -> sparse.csr_array:
@@ -90,6 +98,20 @@ class BM25Vectorizer:
     def transform_queries(self, texts: Iterable[str]) -> sparse.csr_array:
         """Rows of queries: how often each known term stands in them."""
         return self._counts(texts)[0]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The terms by column."""
+        self._check_fitted()
+        return self.vocabulary_
+
+    def encode_document(self, texts: Iterable[str]) -> sparse.csr_array:
+        """``transform``, by the name that every encoder has."""
+        return self.transform(texts)
+
+    def encode_query(self, texts: Iterable[str]) -> sparse.csr_array:
+        """``transform_queries``, by the name that every encoder has."""
+        return self.transform_queries(texts)
 
     def constant(self, queries: Any) -> np.ndarray:
         """What every document's score lacks, by query: nonzero for bm25l and bm25+ only."""
@@ -105,16 +127,19 @@ class BM25Vectorizer:
             terms = self.tokenizer(text)
             flat += [columns.setdefault(term, len(columns)) for term in terms]
             lengths.append(len(terms))
-        if not lengths:
-            raise InputError("texts: got none, want at least one document")
-        self.vocabulary_ = sorted(columns)
-        self._columns = {term: column for column, term in enumerate(self.vocabulary_)}
+        self._learn(sorted(columns), len(lengths), sum(lengths))
         place = np.array([self._columns[term] for term in columns], np.int64)
         counts = _count(place[np.array(flat, np.int64)], lengths, len(columns))
-        self.length_ = float(np.mean(lengths)) or 1.0
-        self.documents_ = len(lengths)
         self.idf_ = self._idf(np.bincount(counts.indices, minlength=len(columns)).astype(np.float64))
         return counts, np.array(lengths, np.float64)
+
+    def _learn(self, terms: list[str], documents: int, total: int) -> None:
+        if not documents:
+            raise InputError("texts: got none, want at least one document")
+        self.vocabulary_ = terms
+        self._columns = {term: column for column, term in enumerate(terms)}
+        self.length_ = total / documents or 1.0
+        self.documents_ = documents
 
     def _counts(self, texts: Iterable[str]) -> tuple[sparse.csr_array, np.ndarray]:
         self._check_fitted()

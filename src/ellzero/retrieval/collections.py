@@ -41,8 +41,9 @@ def parsed_record(path: Any, number: int, line: bytes) -> tuple[str, dict[str, A
         record = json.loads(line)
         name = record.get("_id", record.get("id"))
         text, title = record.get("text", record.get("contents")), record.get("title") or ""
+        f"{name}{title}{text}".encode()
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: line {number} is no JSON object") from error
+        raise InputError(f"{path}: line {number} is no JSON object in UTF-8 ({error})") from error
     if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
         raise InputError(f"{path}: line {number} lacks an id ('_id', 'id') or a text ('text', 'contents')")
     return str(name), record
