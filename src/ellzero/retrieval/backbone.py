@@ -7,7 +7,9 @@ Lives here: ``Backbone`` for encoders and for decoders, which see every text twi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from ellzero.models.huggingface import load_model
 from ellzero.retrieval.states import TokenBatch
 
 __all__ = ["Backbone", "checked_texts"]
+
+WORDS = 1_000_000  # remembered with their pieces
+_BLANK, _WORD = re.compile(r"[ \t\n\r]").search, re.compile(r"[^ \t\n\r]+").findall
 
 
 class Backbone(nn.Module):
@@ -59,7 +64,9 @@ class Backbone(nn.Module):
         self.causal = is_causal(model)
         self.echo = self.causal if echo is None else bool(echo)
         self.separator, self.padding = separator, check_choice("padding", padding, ("right", "left"))
-        self._vocabulary: list[str] | None = None
+        if padding == "left" and not self.causal:
+            raise InputError("padding: got 'left' for an encoder, want 'right'; its places count from the left")
+        self._words: dict[str, list[int]] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike, max_length: int = 256, **options: Any) -> Backbone:
@@ -74,14 +81,12 @@ class Backbone(nn.Module):
         """The number of entries of a token state."""
         return self.model.config.hidden_size
 
-    @property
+    @cached_property
     def vocabulary(self) -> list[str]:
         """The pieces by number, as many as the model embeds."""
-        if self._vocabulary is None:
-            known = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
-            size = max(self.model.get_input_embeddings().weight.shape[0], max(known) + 1)
-            self._vocabulary = [known.get(number, f"<{number}>") for number in range(size)]
-        return self._vocabulary
+        known = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+        size = max(self.model.get_input_embeddings().weight.shape[0], max(known) + 1)
+        return [known.get(number, f"<{number}>") for number in range(size)]
 
     def pieces(self, texts: list[str], max_length: int | None = None) -> list[dict[str, list]]:
         """Numbers, special tokens and echoes of each text, without padding."""
@@ -89,7 +94,7 @@ class Backbone(nn.Module):
         if not texts:
             return []
         cut = self.tokenizer(
-            texts, truncation=True, max_length=limit, return_special_tokens_mask=not self.echo,
+            texts, truncation=True, padding=False, max_length=limit, return_special_tokens_mask=not self.echo,
             add_special_tokens=not self.echo, return_attention_mask=False, return_token_type_ids=False,
         )  # fmt: skip
         if not self.echo:
@@ -102,12 +107,33 @@ class Backbone(nn.Module):
     def own_pieces(self, texts: list[str]) -> list[list[int]]:
         """The numbers of each text's own pieces, cut as ``pieces`` cuts them: all that a table of weights needs."""
         room = self.max_length - (0 if self.echo else self.tokenizer.num_special_tokens_to_add())
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        if fast is None:
+        if not self._by_word:
             return [ids[:room] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        fast.no_truncation()
-        fast.no_padding()
-        return [one.ids[:room] for one in fast.encode_batch_fast(texts, add_special_tokens=False)]
+        found = []
+        for text in texts:
+            ids: list[int] = []
+            for word in _WORD(text):
+                known = self._words.get(word)
+                ids += self._learn(word) if known is None else known
+            found.append(ids[:room])
+        return found
+
+    @cached_property
+    def _by_word(self) -> bool:
+        """Whether a tokenizer cuts words at blanks first, so that each word's pieces can be remembered: BERT's does."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        parts = [] if fast is None else [fast.pre_tokenizer, fast.normalizer]
+        named = [type(part).__name__ for part in parts]
+        return named == ["BertPreTokenizer", "BertNormalizer"] and not any(
+            _BLANK(token) for token in self.tokenizer.get_added_vocab()
+        )
+
+    def _learn(self, word: str) -> list[int]:
+        if len(self._words) >= WORDS:
+            self._words.clear()
+        made = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        self._words[word] = made
+        return made
 
     def batch(self, texts: Iterable[str], *, max_length: int | None = None, states: bool = True) -> TokenBatch:
         """Texts as one batch, differentiable where the model's parameters are; without ``states`` nothing is run."""

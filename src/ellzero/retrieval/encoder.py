@@ -177,13 +177,12 @@ def _rows(weights: Tensor) -> sparse.csr_array:
 def _looked_up(head: Head, backbone: Backbone, texts: Sequence[str]) -> sparse.csr_array:
     """Rows of a head that is a table: each distinct piece of a text with its weight."""
     weights, place = head.lookup.detach().cpu().numpy(), head._place.cpu().numpy()
-    columns, starts = [], [0]
+    flat, starts = [], [0]
     for ids in backbone.own_pieces(list(texts)):
-        found = np.unique(place[ids])
-        columns.append(found[found >= 0])
-        starts.append(starts[-1] + len(columns[-1]))
-    columns = np.concatenate(columns)
-    kept = weights if head.columns is None else weights[head.columns.cpu().numpy()]
-    made = sparse.csr_array((kept[columns], columns, np.array(starts)), shape=(len(texts), head.size))
-    made.eliminate_zeros()
-    return made
+        flat += sorted(set(ids))
+        starts.append(len(flat))
+    pieces = np.array(flat, np.int64)
+    columns, data = place[pieces], weights[pieces]
+    on = (columns >= 0) & (data > 0)
+    kept = np.concatenate([[0], np.cumsum(on)])[starts]
+    return sparse.csr_array((data[on], columns[on], kept), shape=(len(texts), head.size))
