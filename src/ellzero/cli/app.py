@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import ellzero
-from ellzero.cli import autoencoder, retrieval, show
+from ellzero.cli import autoencoder, encoding, retrieval, serving, show
 from ellzero.compare.tasks import TASKS
 from ellzero.errors import InputError, MissingExtraError, check_choice, suggestion
 from ellzero.protocol import Task
@@ -203,8 +203,11 @@ def apply(
 
 app.add_typer(autoencoder.train, name="train")
 app.command()(autoencoder.browse)
+app.command()(encoding.encode)
 app.command()(retrieval.index)
 app.command()(retrieval.search)
+app.command()(serving.serve)
+app.command()(retrieval.export)
 
 
 @app.command()

@@ -1,11 +1,12 @@
-"""The commands of the retrieval wing: ``ellzero index`` and ``ellzero search``.
+"""The commands of the retrieval wing that stand around an index: ``ellzero index``, ``search`` and ``export``.
 
-Lives here: their options, and what they print. Does not live here: indexes, weights, measures
-(``ellzero.retrieval``).
+Lives here: their options, and what they print. Does not live here: ``encode`` and ``serve`` (beside it), indexes,
+weights, measures (``ellzero.retrieval``).
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +14,27 @@ from typing import Annotated, Any
 import typer
 
 from ellzero.cli import show
+from ellzero.compare.specs import load_object
 from ellzero.errors import InputError, check_choice
+from ellzero.retrieval.encoders import (
+    BM25_FILE,
+    FOLDER,
+    as_encoder,
+    find_encoder,
+    keep_encoder,
+    load_encoder,
+    standing,
+)  # fmt: skip
 
-__all__ = ["index", "search"]
+__all__ = ["corpus_file", "export", "index", "named_encoder", "query_encoder", "search"]
 
-WEIGHTS = "bm25.safetensors"
-FORMS = ("bm25", "vectors", "ciff")
+FORMS = ("bm25", "encoded", "vectors", "ciff")
 
 
 def index(
-    collection: Annotated[Path, typer.Argument(metavar="FILE", help=".jsonl of texts or vectors, or .ciff.")],
+    collection: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".jsonl of texts or vectors, .ciff, or a folder: encoded, or BEIR's.")
+    ],
     out: Annotated[Path, typer.Option(help="The index's folder; a complete index there is replaced at the end.")],
     form: Annotated[str | None, typer.Option(help=f"{', '.join(FORMS)}; by the file if not given.")] = None,
     variant: Annotated[str, typer.Option(help="Of BM25: lucene, robertson, atire, bm25l, bm25+.")] = "lucene",
@@ -36,16 +48,19 @@ def index(
     """Index a collection: texts by BM25, or sparse vectors that an encoder wrote."""
     from ellzero.retrieval import ImpactIndex, JsonVectors
 
-    if not collection.is_file():
-        raise InputError(f"FILE: {collection} is no file")
+    collection = corpus_file(collection)
     form = _form(collection) if form is None else check_choice("--form", form, FORMS)
     if form == "bm25":
         made = _index_texts(collection, out, variant, k1, b, stemmer, block_size)
-    elif form == "ciff":
-        made = ImpactIndex.from_ciff(collection, path=out, block_size=block_size, scale=scale)
+    elif form == "encoded":
+        made = _index_encoded(collection, out, block_size, scale)
     else:
-        vectors = JsonVectors(collection)
-        made = ImpactIndex.build(vectors, vocabulary=vectors.vocabulary, path=out, block_size=block_size, scale=scale)
+        if form == "ciff":
+            made = ImpactIndex.from_ciff(collection, path=out, block_size=block_size, scale=scale)
+        else:
+            rows = JsonVectors(collection)
+            made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
+        keep_encoder(None, out)
     record = {
         "index": str(out), "form": form, "documents": made.documents, "terms": made.terms, "postings": made.postings,
         "nbytes": made.nbytes,
@@ -58,7 +73,18 @@ def index(
         print(f"index: {out}")
 
 
+def corpus_file(path: Path) -> Path:
+    """A file, the documents of one of BEIR's folders, or a folder of encoded documents."""
+    if (path / "corpus.jsonl").is_file():
+        return path / "corpus.jsonl"
+    if not path.is_file() and not (path / "job.json").is_file():
+        raise InputError(f"FILE: {path} is no file, nor a folder of encoded documents or of BEIR's")
+    return path
+
+
 def _form(collection: Path) -> str:
+    if collection.is_dir():
+        return "encoded"
     if collection.suffix == ".ciff":
         return "ciff"
     with open(collection, encoding="utf-8", errors="replace") as file:
@@ -79,7 +105,19 @@ def _index_texts(collection: Path, out: Path, variant: str, k1: float, b: float,
     model = BM25Vectorizer(variant, k1=k1, b=b, tokenizer=Words(stemmer=None if stemmer == "none" else stemmer))
     X = model.fit_transform(texts)
     made = ImpactIndex.build(X, ids, vocabulary=model.vocabulary_, path=out, block_size=block_size)
-    model.save(out / WEIGHTS)
+    model.save(out / BM25_FILE)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    return made
+
+
+def _index_encoded(collection: Path, out: Path, block_size: int, scale: float | None) -> Any:
+    """Rows of an encoded corpus, which memory need not hold, and the encoder that made them."""
+    from ellzero.retrieval import Encoded, ImpactIndex
+
+    rows = Encoded(collection)
+    scale = rows.scale() if scale is None else scale
+    made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
+    keep_encoder(standing(collection), out)
     return made
 
 
@@ -95,6 +133,9 @@ def search(
     alpha: Annotated[float, typer.Option(help="Below 1: faster, and not exact.")] = 1.0,
     beta: Annotated[float, typer.Option(help="Below 1: only this share of a query's terms.")] = 1.0,
     qrels: Annotated[Path | None, typer.Option(help="Judgements; prints measures of the run.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="What encodes queries: a file, a folder or module:object, if none stands there.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why the first hit matches.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print hits as JSON.")] = False,
 ) -> None:
@@ -104,7 +145,7 @@ def search(
     if query is not None and queries is not None:
         raise InputError("--queries: got a query beside it, want one of the two")
     held = ImpactIndex.load(directory)
-    encode = _encoder(directory, held)
+    encode = query_encoder(directory, held, encoder)
     options = {"algorithm": algorithm, "alpha": alpha, "beta": beta}
     if queries is None and query is None:
         return _typed(held, encode, k, options, explain)
@@ -126,20 +167,27 @@ def search(
     return None
 
 
-def _encoder(directory: Path, held: Any) -> Any:
-    """From texts to queries: the saved BM25 weights' tokens, else words as they stand in the vocabulary."""
+def query_encoder(directory: Path, held: Any, given: str | None) -> Any:
+    """From texts to queries: by the encoder that is given or stands beside the index, else words that are its terms."""
     from collections import Counter
 
-    from ellzero.retrieval import BM25Vectorizer
-
-    if (directory / WEIGHTS).is_file():
-        model = BM25Vectorizer.load(directory / WEIGHTS)
-        if model.vocabulary_ != held.vocabulary:
-            raise InputError(f"{directory / WEIGHTS}: has other terms than the index; index the collection again")
-        return model.transform_queries
+    model = find_encoder(directory) if given is None else named_encoder(given)
+    if model is not None:
+        if list(model.vocabulary) != held.vocabulary:
+            where = directory if given is None else given
+            raise InputError(f"{where}: the encoder has other terms than the index; index the collection again")
+        return model.encode_query
     if held.vocabulary is None:
         raise InputError(f"{directory}: its terms have no names, so a text cannot be a query")
     return lambda texts: [dict(Counter(text.split())) for text in texts]
+
+
+def named_encoder(given: str) -> Any:
+    """An encoder by its path, or an object by ``module:object``."""
+    if ":" in given and not Path(given).exists():
+        found = load_object(given)
+        return as_encoder("--encoder", found() if isinstance(found, type) else found)
+    return load_encoder(given)
 
 
 def _typed(held: Any, encode: Any, k: int, options: dict[str, Any], explain: bool) -> None:
@@ -168,3 +216,19 @@ def _print_reasons(held: Any, encode: Any, text: str, ids: Any, wanted: bool) ->
     said = held.explain(encode([text]), ids[0])
     for row in said["terms"]:
         print(f"  {row['term']}: {row['query']:.4g} x {row['document']:.4g} = {row['score']:.4f}")
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="INDEX", help="What `ellzero index` wrote.")],
+    form: Annotated[str, typer.Option(help="ciff, vectors, pisa, opensearch or qdrant.")],
+    out: Annotated[Path, typer.Option(help="A file; pisa: what its files begin with; the last two: a new folder.")],
+    name: Annotated[str, typer.Option(help="Of the engine's index (opensearch).")] = "ellzero",
+    field: Annotated[str, typer.Option(help="That holds the terms (opensearch, qdrant).")] = "terms",
+) -> None:
+    """Write an index for another engine."""
+    from ellzero.retrieval import ImpactIndex
+    from ellzero.retrieval.exporting import export as write
+
+    held = ImpactIndex.load(directory)
+    write(held, form, out, name=name, field=field)
+    print(f"{held.documents} documents as {form}: {out}")

@@ -121,8 +121,10 @@ def _alone(home: Path) -> Iterator[None]:
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / disk.JOB).is_file():
-            other = next((path.name for path in home.iterdir() if not path.name.startswith(".")), None)
-            if other is not None and other not in (disk.TERMS, FOLDER, BM25_FILE):  # a job that was killed at its start
+            begun = (disk.TERMS, FOLDER, BM25_FILE)  # by a job that was killed at its start
+            names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
+            other = next((name for name in names if name not in begun), None)
+            if other is not None:
                 raise InputError(f"out: {home} holds {other!r}, want a new or empty folder, or one of the same job")
         descriptor = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

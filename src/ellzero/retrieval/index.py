@@ -22,6 +22,7 @@ from ellzero.layouts.inverted import checked_shift
 from ellzero.registry import register
 from ellzero.retrieval import segments as disk
 from ellzero.retrieval.building import check_vocabulary, index_home, make_segment, permutation, pieces
+from ellzero.retrieval.explaining import contributions
 from ellzero.retrieval.hits import Hits
 from ellzero.retrieval.ids import as_ids
 from ellzero.retrieval.quantise import Queries, as_matrix, as_queries, impact_scale, quantise
@@ -260,27 +261,10 @@ class ImpactIndex:
         queries = as_queries(np.atleast_2d(rows) if isinstance(rows, np.ndarray) else rows, self.terms, self._columns)
         if len(queries) != 1:
             raise InputError(f"query: got {len(queries)} queries, want one")
-        for segment in self._snapshot.segments:
-            rank = int(segment.find([document])[0])
-            if rank >= 0:
-                break
-        else:
+        found = contributions(self._snapshot.segments, queries, [document], self.scale, self.vocabulary)[0]
+        if found is None:
             raise InputError(f"document: got {document!r}, which the index does not hold")
-        number = int(np.flatnonzero(np.asarray(segment.lists.arrays.rank) == rank)[0])
-        unit = float(queries.unit[0])
-        rows, total = [], 0
-        for term, weight in zip(queries.terms.tolist(), queries.weights.tolist()):
-            docs, impacts = segment.lists.postings(term)
-            at = int(np.searchsorted(docs, number))
-            if at == len(docs) or docs[at] != number:
-                continue
-            gain = weight * int(impacts[at])
-            total += gain
-            name = term if self.vocabulary is None else self.vocabulary[term]
-            rows.append({"term": name, "query": weight * unit, "document": int(impacts[at]) * self.scale,
-                         "score": gain * (unit * self.scale)})  # fmt: skip
-        rows.sort(key=lambda row: -row["score"])
-        return {"id": document, "score": total * (unit * self.scale), "terms": rows}
+        return found
 
     # ------------------------------------------------------------ changes
 
