@@ -41,6 +41,13 @@ def batch(b=3, L=5, d=4, vocabulary=11, seed=0, echo=False):
     return TokenBatch(draw(b, L, d, seed=seed), pieces, mask, special, mask & (torch.arange(L) > 1) if echo else None)
 
 
+def randomised(module, seed=5):
+    with torch.no_grad():
+        for place, parameter in enumerate(module.parameters()):
+            parameter.add_(draw(*parameter.shape, seed=seed + place).to(parameter))
+    return module
+
+
 def whole(states, mask, E, c, pooling, saturation, transform=None):
     """The definition: every logit at once."""
     h = states if transform is None else transform(states)
@@ -53,19 +60,20 @@ def whole(states, mask, E, c, pooling, saturation, transform=None):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("saturation", list(SATURATIONS))
-@pytest.mark.parametrize("transform", [None, MLMTransform(4), UnitTransform(4)])
+@pytest.mark.parametrize("transform", [None, MLMTransform, UnitTransform])
 def test_pooled_logits_equal_the_whole_tensor(monkeypatch, pooling, saturation, transform):
     """Values and every gradient, with tiles so small that each loop runs more than once."""
     for name, size in (("TOKENS", 10), ("TERMS", 3), ("PAIRS", 4)):
         monkeypatch.setattr(module, name, size)
     given = batch(b=5)
-    E, c, w = draw(11, 4, seed=1), draw(11, seed=2), draw(5, 11, seed=3)
+    E, c, w, h = (draw(*shape, seed=4, dtype=np.float64) for shape in ((11, 4), (11,), (5, 11), (5, 5, 4)))
+    transform = None if transform is None else randomised(transform(4).double())
     found = []
     for call in (
         lambda h, E, c: pooled_logits(h, given.mask, E, c, pooling=pooling, saturation=saturation, transform=transform),
         lambda h, E, c: whole(h, given.mask, E, c, pooling, saturation, transform),
     ):
-        leaves = [one.clone().requires_grad_() for one in (given.states, E, c)]
+        leaves = [one.clone().requires_grad_() for one in (h, E, c)]
         out = call(*leaves)
         learned = [] if transform is None else list(transform.parameters())
         found.append([out, *torch.autograd.grad((out * w).sum(), [*leaves, *learned])])
@@ -81,7 +89,7 @@ def test_pooled_logits_equal_the_whole_tensor(monkeypatch, pooling, saturation, 
 def test_the_gradient_is_that_of_differences(pooling, saturation):
     given = batch(b=2, L=4)
     h, E, c = (draw(*shape, seed=4, dtype=np.float64).requires_grad_() for shape in ((2, 4, 4), (5, 4), (5,)))
-    transform = MLMTransform(4).double()
+    transform = randomised(MLMTransform(4).double())
 
     def call(h, E, c, *_):
         return pooled_logits(h, given.mask, E, c, pooling=pooling, saturation=saturation, transform=transform)

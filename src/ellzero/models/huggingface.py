@@ -19,7 +19,7 @@ from ellzero.errors import InputError, require
 from ellzero.models import storage
 from ellzero.models.tokenizer import Tokenizer
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "no_progress_bar"]
 
 
 def load_model(path: str | os.PathLike, *, download: bool = False) -> tuple[nn.Module, Any]:
@@ -54,7 +54,7 @@ def load_model(path: str | os.PathLike, *, download: bool = False) -> tuple[nn.M
     transformers = require("transformers", "hf", "to read Hugging Face models")
     options = {"local_files_only": place.is_dir() or not download, "trust_remote_code": False}
     try:
-        with _no_progress_bar(transformers.utils.logging):
+        with no_progress_bar(transformers.utils.logging):
             model = _model(transformers, path, options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model: cannot load {str(path)!r} ({_first_line(error)})") from error
@@ -62,7 +62,7 @@ def load_model(path: str | os.PathLike, *, download: bool = False) -> tuple[nn.M
 
 
 @contextmanager
-def _no_progress_bar(logging: Any) -> Iterator[None]:
+def no_progress_bar(logging: Any) -> Iterator[None]:
     """A folder loads in a moment; bars belong to the caller."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ellzero.errors import InputError, check_choice, check_integer
-from ellzero.models.huggingface import load_model
+from ellzero.errors import InputError, check_choice, check_integer, require
+from ellzero.models.huggingface import load_model, no_progress_bar
 from ellzero.retrieval.states import TokenBatch
 
 __all__ = ["Backbone", "checked_texts"]
@@ -75,6 +75,16 @@ class Backbone(nn.Module):
         if tokenizer is None:
             raise InputError(f"path: {str(path)!r} has no tokenizer, want one beside the model")
         return cls(model, tokenizer, max_length, **options)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Model and tokenizer, as ``save_pretrained`` writes them, into a folder."""
+        with no_progress_bar(require("transformers", "hf", "to write models").utils.logging):
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it again beside model and tokenizer, as JSON."""
+        return {"max_length": self.max_length, "echo": self.echo, "separator": self.separator, "padding": self.padding}
 
     @property
     def width(self) -> int:

@@ -114,37 +114,61 @@ class SparseEncoder(nn.Module):
                 places += rows
         return sparse.csr_array(sparse.vstack(found, format="csr")[np.argsort(places)])
 
-    def decode(self, rows: Any, k: int | None = 20) -> list[list[tuple[str, float]]]:
+    def decode(
+        self, rows: Any, k: int | None = 20, *, texts: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
         """The ``k`` largest terms of each row (None for all) with their weights, largest first.
 
-        Continuations such as ``##ing`` stand as ``-ing``; the mark of a word's beginning is taken off.
+        Parameters
+        ----------
+        texts : the texts of the rows: pieces that make up one of a text's words are then shown as that word, with the
+            largest of their weights. Other continuations such as ``##ing`` stand as ``-ing``.
 
         Raises
         ------
-        InputError : rows of another width.
+        InputError : rows of another width, or not one text for each.
         """
-        rows = sparse.csr_array(rows) if not isinstance(rows, Tensor) else sparse.csr_array(rows.detach().cpu().numpy())
+        rows = sparse.csr_array(rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows)
         check_array("rows", rows, shape=(None, len(self.vocabulary)), finite=False, allow_empty=True)
-        k = rows.shape[1] if k is None else check_integer("k", k, at_least=1)
+        k = len(self.vocabulary) if k is None else check_integer("k", k, at_least=1)
+        texts = None if texts is None else checked_texts(texts)
+        if texts is not None and len(texts) != rows.shape[0]:
+            raise InputError(f"texts: got {len(texts)} for {rows.shape[0]} rows, want one for each")
         found = []
-        for start, stop in zip(rows.indptr[:-1], rows.indptr[1:]):
-            weights, columns = rows.data[start:stop], rows.indices[start:stop]
-            best = np.lexsort((columns, -weights))[:k]
-            found.append([(readable(self.vocabulary[columns[b]]), float(weights[b])) for b in best if weights[b] > 0])
+        for row, (start, stop) in enumerate(zip(rows.indptr[:-1], rows.indptr[1:])):
+            terms = {self.vocabulary[c]: float(w) for c, w in zip(rows.indices[start:stop], rows.data[start:stop])}
+            if texts is not None:
+                terms = _joined(terms, self.backbone.vocabulary, self.backbone.own_pieces([texts[row]])[0])
+            ranked = sorted((item for item in terms.items() if item[1] > 0), key=lambda item: -item[1])
+            found.append([(readable(term), weight) for term, weight in ranked[:k]])
         return found
 
-    def save(self, path: str | os.PathLike) -> None:
-        """A folder with the backbone, its tokenizer and the heads; see ``encoder_files.save``."""
+    @staticmethod
+    def sparsity(rows: Any) -> dict[str, float]:
+        """What share of the entries is zero, and how many terms a row has: mean, smallest, median and largest."""
+        rows = sparse.csr_array(rows)
+        terms = np.diff(rows.indptr) if rows.shape[0] else np.zeros(1)
+        return {"sparsity": 1 - rows.nnz / max(rows.shape[0] * rows.shape[1], 1), "mean": float(terms.mean()),
+                "min": float(terms.min()), "median": float(np.median(terms)), "max": float(terms.max())}  # fmt: skip
+
+    def save(self, path: str | os.PathLike, format: str = "ellzero") -> None:
+        """Write a new folder: ours, or one that sentence-transformers loads; see ``encoder_files.save``."""
         from ellzero.retrieval import encoder_files
 
-        encoder_files.save(self, path)
+        encoder_files.save(self, path, format)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> SparseEncoder:
-        """What ``save`` wrote; see ``encoder_files.load``."""
+    def load(cls, path: str | os.PathLike, format: str = "auto") -> SparseEncoder:
+        """From a folder of ours or of sentence-transformers; see ``encoder_files.load``."""
         from ellzero.retrieval import encoder_files
 
-        return encoder_files.load(path)
+        return encoder_files.load(path, format)
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """``save`` as sentence-transformers reads it."""
+        self.save(path, "sentence_transformers")
+
+    from_pretrained = load
 
 
 def readable(piece: str) -> str:
@@ -154,14 +178,22 @@ def readable(piece: str) -> str:
     return piece.lstrip("Ġ▁") or piece
 
 
-def sparsity(rows: Any) -> dict[str, float]:
-    """What share of the entries is zero, and how many terms a row has: mean, smallest, median and largest."""
-    rows = sparse.csr_array(rows)
-    terms = np.diff(rows.indptr) if rows.shape[0] else np.zeros(1)
-    return {
-        "sparsity": 1 - rows.nnz / max(rows.shape[0] * rows.shape[1], 1), "mean": float(terms.mean()),
-        "min": float(terms.min()), "median": float(np.median(terms)), "max": float(terms.max()),
-    }  # fmt: skip
+def _joined(terms: dict[str, float], vocabulary: Sequence[str], pieces: Sequence[int]) -> dict[str, float]:
+    """Terms with the pieces of a text's own words put together."""
+    words: list[list[str]] = []
+    for piece in (vocabulary[number] for number in pieces):
+        if piece.startswith("##") and words:
+            words[-1].append(piece)
+        else:
+            words.append([piece])
+    used: set[str] = set()
+    whole: dict[str, float] = {}
+    for parts in words:
+        weight = max(terms.get(part, 0.0) for part in parts)
+        if weight > 0:
+            whole["".join(part.removeprefix("##") for part in parts)] = weight
+            used.update(parts)
+    return {**whole, **{term: weight for term, weight in terms.items() if term not in used and term not in whole}}
 
 
 def _kept(weights: Tensor, terms: int | None) -> Tensor:

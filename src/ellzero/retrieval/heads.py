@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ellzero.errors import InputError, check, check_choice, check_integer
+from ellzero.parts.constraints import TopK
 from ellzero.retrieval.pooled_logits import POOLINGS, SATURATIONS, pooled_logits, saturate
 from ellzero.retrieval.states import TokenBatch
 
@@ -32,6 +33,7 @@ __all__ = [
     "MLMHead",
     "MLMTransform",
     "MLPHead",
+    "TopKCode",
     "UnitTransform",
     "head_from",
     "idf_of",
@@ -91,10 +93,12 @@ class MLMTransform(nn.Module):
 
     kind = "mlm"
 
-    def __init__(self, width: int, out: int | None = None, activation: str = "gelu", eps: float = 1e-12):
+    def __init__(
+        self, width: int, out: int | None = None, activation: str = "gelu", eps: float = 1e-12, bias: bool = True
+    ):  # fmt: skip
         super().__init__()
         self.activation = check_choice("activation", activation, ("gelu", "gelu_new", "relu", "silu"))
-        self.dense, self.norm = nn.Linear(width, out or width), nn.LayerNorm(out or width, eps=eps)
+        self.dense, self.norm = nn.Linear(width, out or width, bias=bias), nn.LayerNorm(out or width, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dense(x)
@@ -105,7 +109,8 @@ class MLMTransform(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What makes it again beside its tensors."""
         out, width = self.dense.weight.shape
-        return {"kind": self.kind, "width": width, "out": out, "activation": self.activation, "eps": self.norm.eps}
+        return {"kind": self.kind, "width": width, "out": out, "activation": self.activation, "eps": self.norm.eps,
+                "bias": self.dense.bias is not None}  # fmt: skip
 
 
 class UnitTransform(nn.Module):
@@ -173,6 +178,7 @@ class MLMHead(Head):
         self.saturation = check_choice("saturation", saturation, SATURATIONS)
         self.positions = check_choice("positions", positions, ("all", "echo"))
         self.quality = nn.Linear(embeddings.shape[1], 1) if quality else None
+        self.tied = False  # whether its parameters are those of the backbone's model
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "b size"]:
         states, mask = _states(batch), batch.mask
@@ -190,7 +196,8 @@ class MLMHead(Head):
     def settings(self) -> dict[str, Any]:
         transform = None if self.transform is None else self.transform.settings()
         return {**super().settings(), "pooling": self.pooling, "saturation": self.saturation, "transform": transform,
-                "positions": self.positions, "quality": self.quality is not None}  # fmt: skip
+                "positions": self.positions, "quality": self.quality is not None,
+                "learns_embeddings": self.embeddings.requires_grad}  # fmt: skip
 
 
 class ClsMLMHead(MLMHead):
@@ -301,38 +308,76 @@ class BinaryHead(Head):
         return self.spread(batch.own.float(), batch, "max")
 
 
+class TopKCode(nn.Module):
+    """``relu`` of the k largest of ``W (x - a) + b``: the encoder of S088, as sentence-transformers keeps it.
+
+    Parameters
+    ----------
+    width, size : of x and of the code. k : how many entries stay.
+    normalise : whether x is first taken to mean 0 and deviation 1.
+    """
+
+    def __init__(self, width: int, size: int, k: int, *, normalise: bool = False):
+        super().__init__()
+        self.k, self.normalise = check_integer("k", k, at_least=1, at_most=size), bool(normalise)
+        self.weight = nn.Parameter(torch.zeros(size, width))
+        self.before, self.bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(size))
+
+    def encode(self, x: Float[Tensor, "b width"]) -> Float[Tensor, "b size"]:
+        """Codes of rows."""
+        if self.normalise:
+            x = x - x.mean(-1, keepdim=True)
+            x = x / (x.std(-1, keepdim=True) + 1e-5)
+        z = F.linear(x - self.before, self.weight, self.bias)
+        return z.where(TopK(self.k).support(z.detach()), 0).relu()
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it again beside its tensors."""
+        size, width = self.weight.shape
+        return {"width": width, "size": size, "k": self.k, "normalise": self.normalise}
+
+
 class DictionaryHead(Head):
-    """The code of the text's mean state in a dictionary: anything with ``.encode``, such as a sparse autoencoder.
+    """The code of one state of the text in a dictionary: anything with ``.encode``, such as a sparse autoencoder.
 
     Parameters
     ----------
     dictionary : ``encode`` takes ``[b, d]`` and gives ``[b, size]``; what is negative is cut to 0.
-    size : the number of its latents. normalise : whether the mean is scaled to unit length first.
+    size : the number of its latents.
+    pooling : the state is the ``"mean"`` of the tokens', or the ``"first"`` token's.
+    normalise : whether it is scaled to unit length first.
     """
 
     kind = "dictionary"
 
-    def __init__(self, dictionary: Any, size: int, *, normalise: bool = True):
+    def __init__(self, dictionary: Any, size: int, *, pooling: str = "mean", normalise: bool = True):
         super().__init__(size)
         if not callable(getattr(dictionary, "encode", None)):
             raise InputError(f"dictionary: got {type(dictionary).__name__}, want an object with .encode")
         self.dictionary, self.normalise = dictionary, normalise
+        self.pooling = check_choice("pooling", pooling, ("mean", "first"))
 
     def names(self, pieces: Sequence[str]) -> list[str]:
         """Latents have numbers for names."""
         return [f"latent {number}" for number in range(self.vocabulary)]
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "b size"]:
-        states = _states(batch)
-        counted = batch.mask if batch.echo is None else batch.echo
-        mean = (states * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp_min(1)
-        out = self.dictionary.encode(F.normalize(mean, dim=-1) if self.normalise else mean)
+        if self.pooling == "first":
+            dense = first_state(batch)
+        else:
+            counted = batch.mask if batch.echo is None else batch.echo
+            dense = (_states(batch) * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp_min(1)
+        out = self.dictionary.encode(F.normalize(dense, dim=-1) if self.normalise else dense)
         if tuple(out.shape) != (len(batch), self.vocabulary):
             raise InputError(f"dictionary: encode gave {tuple(out.shape)}, want ({len(batch)}, {self.vocabulary})")
         return out.relu()
 
     def settings(self) -> dict[str, Any]:
-        raise InputError("dictionary: a head of it cannot be saved; save the dictionary itself and make the head anew")
+        if not isinstance(self.dictionary, TopKCode):
+            raise InputError(f"dictionary: a {type(self.dictionary).__name__} is not saved with an encoder; save it "
+                             "itself, and make the head anew")  # fmt: skip
+        return {**super().settings(), "pooling": self.pooling, "normalise": self.normalise,
+                "dictionary": self.dictionary.settings()}  # fmt: skip
 
 
 def first_state(batch: TokenBatch) -> Float[Tensor, "b d"]:
@@ -368,7 +413,7 @@ def idf_of(
     return torch.from_numpy(idf).float()
 
 
-_HEADS = {one.kind: one for one in (MLMHead, ClsMLMHead, MLPHead, ExpMLPHead, IDFHead, BinaryHead)}
+_HEADS = {one.kind: one for one in (MLMHead, ClsMLMHead, MLPHead, ExpMLPHead, IDFHead, BinaryHead, DictionaryHead)}
 
 
 def head_from(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Head:
@@ -377,13 +422,17 @@ def head_from(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Hea
     make = _HEADS[check_choice("kind", settings.pop("kind", None), _HEADS)]
     columns = tensors.get("columns")
     if issubclass(make, MLMHead):
-        asked = settings.pop("transform")
-        if asked is not None:
+        if (asked := settings.pop("transform")) is not None:
             asked = dict(asked)
             settings["transform"] = _TRANSFORMS[check_choice("transform", asked.pop("kind"), _TRANSFORMS)](**asked)
+        learned = settings.pop("learns_embeddings")
         made = make(tensors["embeddings"], tensors["bias"], columns=columns, **settings)
+        made.embeddings.requires_grad_(learned)
     elif make is IDFHead:
         made = make(tensors["weights"], trainable=settings["trainable"], columns=columns)
+    elif make is DictionaryHead:
+        dictionary, size = TopKCode(**settings.pop("dictionary")), settings.pop("vocabulary")
+        made = make(dictionary, size, **settings)
     else:
         made = make(**settings, columns=columns)
     made.load_state_dict(dict(tensors))
