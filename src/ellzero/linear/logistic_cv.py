@@ -27,7 +27,7 @@ __all__ = ["SparseLogisticRegressionCV"]
 
 @register(
     kind="estimator", wing="linear", source="Friedman, Hastie and Tibshirani (2010)",
-    example=lambda: SparseLogisticRegressionCV(cv=3),
+    example=lambda: SparseLogisticRegressionCV(n_alphas=20, cv=3),
 )  # fmt: skip
 class SparseLogisticRegressionCV(LogisticModel):
     """``SparseLogisticRegression`` with alpha by cross-validation, and beside the minimum the one-standard-error rule.
