@@ -63,6 +63,44 @@ class SparseEncoder(nn.Module):
             )
         self.eval()
 
+    @classmethod
+    def from_backbone(
+        cls,
+        path: str | os.PathLike | Backbone,
+        *,
+        query_head: str = "mlm",
+        document_head: str = "mlm",
+        pooling: str = "max",
+        saturation: str = "log1p",
+        texts: Iterable[str] | None = None,
+        idf: Any = None,
+        cut: bool = False,
+        max_length: int = 256,
+        **options: Any,
+    ) -> SparseEncoder:
+        """Heads by name on the model of a folder; where both are the same MLM head, the sides share it.
+
+        Parameters
+        ----------
+        path : a folder that ``save_pretrained`` wrote, or a ``Backbone``.
+        query_head, document_head : ``"mlm"``, ``"cls_mlm"``, ``"mlp"``, ``"exp_mlp"``, ``"binary"`` or ``"idf"``. An
+            MLM head is the checkpoint's own, or begins from cosines with the input embeddings.
+        pooling, saturation : of MLM heads.
+        texts : documents, to count an IDF table from (or give one as ``idf``) and to ``cut`` the vocabulary to.
+        max_length : where texts are cut. options : of the class, such as ``document_terms``.
+        """
+        from ellzero.retrieval.presets import build_head, pieces_of
+
+        backbone = path if isinstance(path, Backbone) else Backbone.load(path, max_length)
+        texts = None if texts is None else checked_texts(texts)
+        shared = {"columns": pieces_of(backbone, texts) if cut else None, "texts": texts, "idf": idf,
+                  "pooling": pooling, "saturation": saturation}  # fmt: skip
+        document = build_head(document_head, "document", backbone, **shared)
+        same = query_head == document_head and query_head in ("mlm", "cls_mlm") and "query_backbone" not in options
+        body = options.get("query_backbone") or backbone
+        query = document if same else build_head(query_head, "query", body, **shared)
+        return cls(query, document, backbone, **options)
+
     @property
     def device(self) -> torch.device:
         """Where the backbone is."""
