@@ -23,7 +23,7 @@ from ellzero.retrieval.states import TokenStates  # noqa: E402
 from ellzero.retrieval.teachers import DenseTeacher  # noqa: E402
 from ellzero.retrieval.trainer import SparseTrainer  # noqa: E402
 
-WORDS = "sun moon star sky sea river lake rain bread milk salt rice".split()
+WORDS = ["sun", "moon", "star", "sky", "sea", "river", "lake", "rain", "bread", "milk", "salt", "rice"]
 TEXTS = [f"{a} {b} {c} and {a}" for a, b, c in zip(WORDS, WORDS[1:] + WORDS[:1], WORDS[5:] + WORDS[:5])]
 QUERIES = WORDS[:]
 

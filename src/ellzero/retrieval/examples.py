@@ -6,6 +6,7 @@ of the documents where there are none. Does not live here: the training (``train
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from torch import Tensor
 from ellzero.errors import InputError, check_integer
 from ellzero.retrieval.backbone import Backbone, checked_texts
 from ellzero.retrieval.mining import Negatives
-from ellzero.retrieval.states import TokenBatch
+from ellzero.retrieval.states import TokenBatch, TokenStates
 from ellzero.rng import rng
 
-__all__ = ["Examples", "Texts", "dense_vectors", "sentences"]
+__all__ = ["Examples", "Texts", "dense_vectors", "sentences", "spans"]
 
 _END = re.compile(r"(?<=[.!?;])\s+")
 
@@ -162,6 +163,45 @@ def sentences(
     if not found:
         raise InputError("texts: got none with a word, want documents to draw sentences from")
     return found, np.array(rows)
+
+
+def spans(
+    states: TokenStates, ends: Sequence[int], per_text: int = 4, *, fewest: int = 4, most: int = 32, seed: int = 0
+) -> tuple[TokenStates, np.ndarray]:
+    """As ``sentences``, of cached states: runs of a text's own tokens, whose states know the rest of their text.
+
+    Parameters
+    ----------
+    ends : pieces that end a sentence. fewest, most : tokens; a text without a run of ``fewest`` gives its first tokens.
+
+    Returns
+    -------
+    The runs as token states, from which ``dense_vectors`` makes a teacher's queries at no cost, and the row of the text
+    that each is from.
+    """
+    check_integer("per_text", per_text, at_least=1)
+    check_integer("most", most, at_least=check_integer("fewest", fewest, at_least=1))
+    pieces, own = states.pieces.numpy(), ~states.special.numpy()
+    stop = np.isin(pieces, np.asarray(list(ends), np.int64)) | ~own
+    taken: list[np.ndarray] = []
+    rows: list[int] = []
+    for row in range(len(states)):
+        first, last = int(states.starts[row]), int(states.starts[row + 1])
+        cuts = [first - 1, *(first + np.flatnonzero(stop[first:last])).tolist(), last]
+        parts = [np.arange(a + 1, min(b, a + 1 + most)) for a, b in itertools.pairwise(cuts) if b - a > fewest]
+        if not parts:
+            parts = [first + np.flatnonzero(own[first:last])[:most]]
+        if not len(parts[0]):
+            continue
+        draw = rng(seed, "spans", row)
+        for place in sorted(draw.permutation(len(parts))[:per_text]):
+            taken.append(parts[place])
+            rows.append(row)
+    if not taken:
+        raise InputError("states: of texts without a token of their own, want documents to draw queries from")
+    place = torch.from_numpy(np.concatenate(taken))
+    starts = torch.tensor([0, *map(len, taken)]).cumsum(0)
+    return TokenStates(states.states[place], states.pieces[place], states.special[place], starts), np.array(rows)
 
 
 def dense_vectors(source: Any, batch_size: int = 64) -> Tensor:
