@@ -59,7 +59,10 @@ def options(
 @app.command()
 def compare(
     task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASKS)}, or module:object.")],
+    file: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The same as --data.")] = None,
     data: Annotated[str | None, typer.Option(help="A file with your data.")] = None,
+    queries: Annotated[str | None, typer.Option(help="Queries: .jsonl, or .tsv of ids and texts.")] = None,
+    qrels: Annotated[str | None, typer.Option(help="Judgements of documents, TREC's or BEIR's.")] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     model: Annotated[str | None, typer.Option(help="A model: folder, id, or module:function.")] = None,
     hook: Annotated[str | None, typer.Option(help="Where in the model to look.")] = None,
@@ -78,8 +81,11 @@ def compare(
     from ellzero.compare.runner import compare as run_comparison
     from ellzero.compare.specs import find_task
 
-    given = {"data": data, "target": target, "model": model, "hook": hook, "texts": texts, "eval": evaluate}
-    chosen = _task(find_task(task), {**given, "extra": _pairs(option)})
+    if file is not None and data is not None:
+        raise InputError(f"--data: got {data!r} beside {file!r}, want one of them")
+    given = {"data": data or file, "target": target, "model": model, "hook": hook, "texts": texts, "eval": evaluate}
+    named = {name: value for name, value in (("queries", queries), ("qrels", qrels)) if value is not None}
+    chosen = _task(find_task(task), {**given, "extra": {**_pairs(option), **named}})
     folder = out if out is not None else _default_folder(chosen)
     try:
         result = run_comparison(

@@ -17,4 +17,5 @@ TASKS = {
     "pruning-at-initialisation": "ellzero.compare.tasks.pruning_at_initialisation:PruningAtInitialisation",
     "n-of-m": "ellzero.compare.tasks.n_of_m:NOfM",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
+    "retrieval": "ellzero.compare.tasks.retrieval:Retrieval",
 }
