@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import ellzero
-from ellzero.cli import autoencoder, encoding, retrieval, serving, show
+from ellzero.cli import autoencoder, encoding, retrieval, retrieval_training, serving, show
 from ellzero.compare.tasks import TASKS
 from ellzero.errors import InputError, MissingExtraError, check_choice, suggestion
 from ellzero.protocol import Task
@@ -207,7 +207,7 @@ def apply(
     show.output(output, out, as_json)
 
 
-app.add_typer(autoencoder.train, name="train")
+app.add_typer(retrieval_training.train, name="train")
 app.command()(autoencoder.browse)
 app.command()(encoding.encode)
 app.command()(retrieval.index)

@@ -89,10 +89,12 @@ class Sides:
             return encoder.encode_query(self.queries)
         return encoder.encode_states(self.query_states, "query")
 
-    def teacher(self, names: Sequence[str], scale: float) -> TeacherEnsemble | None:
+    def teacher(
+        self, names: Sequence[str], shares: Sequence[float] | None = None, scale: float = 1.0
+    ) -> TeacherEnsemble | None:
         """The teachers of these names as one, or None."""
         made = {"dense": lambda: DenseTeacher(*self.dense), "bm25": lambda: SparseTeacher(*self.bm25)}
-        return TeacherEnsemble([made[name]() for name in names], scale=scale) if names else None
+        return TeacherEnsemble([made[name]() for name in names], shares, scale) if names else None
 
 
 class _Random:
@@ -168,10 +170,10 @@ def train_on_corpus(
     for number in range(recipe.rounds):
         encoder = _fresh(recipe, copy.deepcopy(backbone) if body else backbone, documents, cut)
         examples, mined = _examples(recipe, sides, before, encoder, seed + number)
+        teacher = sides.teacher(recipe.teachers, recipe.shares, recipe.scale)
         trainer = SparseTrainer(
-            encoder, recipe.loss, teacher=sides.teacher(recipe.teachers, recipe.scale), body=body, lr=recipe.lr,
-            rates=recipe.rates, steps=recipe.steps, batch_size=recipe.batch_size, columns=recipe.columns,
-            candidates=recipe.candidates, seed=seed + number,
+            encoder, recipe.loss, teacher=teacher, body=body, lr=recipe.lr, rates=recipe.rates, steps=recipe.steps,
+            batch_size=recipe.batch_size, columns=recipe.columns, candidates=recipe.candidates, seed=seed + number,
         )  # fmt: skip
         folder = None if home is None else home / f"round-{number + 1}"
         found = trainer.fit(examples, progress=progress, checkpoint=folder)
@@ -259,7 +261,7 @@ def _mined(recipe: TrainingRecipe, sides: Sides, encoder: SparseEncoder, seed: i
     }
     told = None
     if recipe.below is not None and recipe.teachers:
-        teacher = sides.teacher(recipe.teachers, 1.0)
+        teacher = sides.teacher(recipe.teachers, recipe.shares)
 
         def told(query: str, candidates: Sequence[Any]) -> np.ndarray:
             return teacher.scores([int(query)], [[int(document) for document in candidates]])[0].numpy()

@@ -37,7 +37,7 @@ class TrainingRecipe:
     hard : so many negatives of each query, drawn from the best ``depth``; 0 for the batch's other documents alone.
     rounds : of mining and training; each begins with a fresh encoder.
     teachers : of ``TEACHERS``, scaled over each list and averaged; none where the loss needs none.
-    scale : of the teachers' scores.
+    shares : of the teachers in the mean, of sum 1; None for equal ones. scale : of the result.
     below : a candidate whose teacher's score exceeds this share of the positive's is no negative; None to keep all.
     positive : whether the answer is among the candidates. Where queries are cut out of the documents it is too easy,
         and the student learns from how the teacher orders the others.
@@ -51,14 +51,15 @@ class TrainingRecipe:
     depth: int = 50
     rounds: int = 1
     teachers: tuple[str, ...] = ()
+    shares: tuple[float, ...] | None = None
     scale: float = 10.0
     below: float | None = None
     positive: bool = True
     candidates: str = "positives"
     columns: int | None = None
-    lr: float = 5e-4
+    lr: float = 1e-3
     rates: Mapping[str, float] = field(default_factory=dict)
-    steps: int = 200
+    steps: int = 160
     batch_size: int = 16
 
     def __post_init__(self):
@@ -88,7 +89,7 @@ class TrainingRecipe:
 
 RECIPES: dict[str, Callable[..., TrainingRecipe]] = {}
 # Gains and biases move faster than the matrices of a head.
-_RATES = {"*gain": 20.0, "*bias": 20.0}
+_RATES = {"*gain": 10.0, "*bias": 10.0}
 
 
 def _recipe(**about: Any) -> Callable[[Callable[..., TrainingRecipe]], Callable[..., TrainingRecipe]]:
@@ -162,19 +163,20 @@ def unicoil() -> TrainingRecipe:
 
 @_recipe(id="S073", source="arXiv:2411.04403", claim="idf in the score and teachers of two kinds train a head without "
          "queries' inference")  # fmt: skip
-def inference_free(document_weight: float = 1e-2) -> TrainingRecipe:
+def inference_free(document_weight: float = 5e-2) -> TrainingRecipe:
     """IDF queries; KL to a dense and a sparse teacher over mined candidates, FLOPs of documents. Geng et al. (2024).
 
     The whole model: pre-training with in-batch lists, then this; 2e-5 to 5e-5.
     """
     return TrainingRecipe(
         METHODS["inference_free"], SpladeLoss(DistilKL(), None, Flops(), document_weight=document_weight),
-        negatives=("dense", "bm25"), hard=5, teachers=("dense", "bm25"), candidates="own", columns=512, rates=_RATES,
+        negatives=("dense", "bm25"), hard=5, teachers=("dense", "bm25"), shares=(0.7, 0.3), candidates="own",
+        columns=300, rates=_RATES,
     )  # fmt: skip
 
 
 @_recipe(id="S098", source="arXiv:2504.14839")
-def l0_mask(document_weight: float = 1e-2, threshold: int = 128) -> TrainingRecipe:
+def l0_mask(document_weight: float = 5e-2, threshold: int = 128) -> TrainingRecipe:
     """``inference_free`` whose penalty spares documents of at most ``threshold`` terms. Geng et al. (2025)."""
     base = inference_free()
     penalty = L0Mask(Flops(), threshold)
@@ -184,20 +186,20 @@ def l0_mask(document_weight: float = 1e-2, threshold: int = 128) -> TrainingReci
 
 
 @_recipe(id="S098", source="arXiv:2504.14839")
-def l0_activation(document_weight: float = 1e-2) -> TrainingRecipe:
+def l0_activation(document_weight: float = 5e-2) -> TrainingRecipe:
     """``inference_free`` with ``log(1 + log(1 + relu))``, so that the penalty acts on counts. Geng et al. (2025)."""
     base = inference_free(document_weight)
     return replace(base, method=replace(base.method, saturation="log1p_log1p"))
 
 
 @_recipe(id="S098", source="arXiv:2504.14839")
-def l0_both(document_weight: float = 1e-2, threshold: int = 128) -> TrainingRecipe:
+def l0_both(document_weight: float = 5e-2, threshold: int = 128) -> TrainingRecipe:
     """``l0_mask`` and ``l0_activation`` together."""
     base = l0_mask(document_weight, threshold)
     return replace(base, method=replace(base.method, saturation="log1p_log1p"))
 
 
 @_recipe(id="S054", source="arXiv:2107.05720")
-def label_free(document_weight: float = 1e-2) -> TrainingRecipe:
+def label_free(document_weight: float = 5e-2) -> TrainingRecipe:
     """IDF queries cut out of the documents, taught by the body's own cosines and BM25; no label is seen."""
-    return replace(inference_free(document_weight), positive=False)
+    return replace(inference_free(document_weight), positive=False, negatives=("dense",))
