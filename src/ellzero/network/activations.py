@@ -245,8 +245,8 @@ def stabilise(
 
 
 def _draw(parameter: Tensor, variance: float, seed: int, name: str) -> None:
-    drawn = rng(seed, "stable", name).standard_normal(tuple(parameter.shape)) * math.sqrt(variance)
-    parameter.copy_(torch.from_numpy(drawn))
+    drawn = rng(seed, "stable", name).standard_normal(tuple(parameter.shape), dtype=np.float32)
+    parameter.copy_(torch.from_numpy(drawn * math.sqrt(variance)))
 
 
 class LayerStatistics(NamedTuple):

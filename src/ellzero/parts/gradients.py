@@ -61,6 +61,12 @@ class StraightThrough:
         _check(x, support)
         return _Leaky.apply(x, support, 1.0)
 
+    def step(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``H(x)`` as 0.0 or 1.0 (0 at 0) forward, the identity backward: a bit that can be learned."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise InputError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, want a floating-point tensor")
+        return _Bit.apply(x)
+
 
 @register(kind="gradient", source="none", extra="torch", example=lambda: Annealed())
 @dataclass(frozen=True)
@@ -152,6 +158,16 @@ class _Leaky(torch.autograd.Function):
     def backward(ctx, grad):
         (support,) = ctx.saved_tensors
         return (grad if ctx.share == 1 else grad.where(support, ctx.share * grad)), None, None
+
+
+class _Bit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
 
 
 def _kernel(x: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
