@@ -173,6 +173,20 @@ def test_mistakes_are_one_line(road, capsys, monkeypatch):
         assert error.count("\n") == 1
 
 
+def test_shards_give_the_run_of_one_index(road, capsys, monkeypatch):
+    monkeypatch.chdir(road)
+    run(["encode", "corpus.jsonl", "--encoder", "bm25", "--out", "rows", "--group", "50", "--shard-documents", "50"])
+    run(["index", "rows", "--out", "one"])
+    assert run(["index", "rows", "--out", "many", "--shards", "3"]) == 0
+    for home in ("one", "many"):
+        assert run(["search", home, "--queries", "topics", "--out", f"{home}.run", "--k", "50"]) == 0
+    assert read_run(road / "many.run") == read_run(road / "one.run")
+    assert run(["search", "many", "wing", "--explain"]) == 2
+    assert "--explain: an index in shards" in capsys.readouterr().err
+    assert run(["index", "corpus.jsonl", "--out", "x", "--shards", "3"]) == 2
+    assert "--shards: got bm25" in capsys.readouterr().err
+
+
 def test_a_killed_command_goes_on(road):
     (road / "slow.py").write_text(
         "import time\nimport numpy as np\nfrom scipy import sparse\n\nclass Slow:\n    vocabulary = ('a', 'b')\n"

@@ -43,6 +43,8 @@ def index(
     stemmer: Annotated[str, typer.Option(help="A Snowball language, or none.")] = "english",
     scale: Annotated[float | None, typer.Option(help="Weight of one level; needed by vectors of fractions.")] = None,
     block_size: Annotated[int, typer.Option(help="Documents that share a bound.")] = 64,
+    shards: Annotated[int | None, typer.Option(help="Of encoded documents: so many indexes, searched as one.")] = None,
+    engine: Annotated[str, typer.Option(help="Where shards are built: here, or ray.")] = "here",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Index a collection: texts by BM25, or sparse vectors that an encoder wrote."""
@@ -50,10 +52,12 @@ def index(
 
     collection = corpus_file(collection)
     form = _form(collection) if form is None else check_choice("--form", form, FORMS)
+    if shards is not None and form != "encoded":
+        raise InputError(f"--shards: got {form}, want encoded documents; `ellzero encode` makes them")
     if form == "bm25":
         made = _index_texts(collection, out, variant, k1, b, stemmer, block_size)
     elif form == "encoded":
-        made = _index_encoded(collection, out, block_size, scale)
+        made = _index_encoded(collection, out, block_size, scale, shards, engine)
     else:
         if form == "ciff":
             made = ImpactIndex.from_ciff(collection, path=out, block_size=block_size, scale=scale)
@@ -110,13 +114,18 @@ def _index_texts(collection: Path, out: Path, variant: str, k1: float, b: float,
     return made
 
 
-def _index_encoded(collection: Path, out: Path, block_size: int, scale: float | None) -> Any:
+def _index_encoded(
+    collection: Path, out: Path, block_size: int, scale: float | None, shards: int | None, engine: str
+) -> Any:
     """Rows of an encoded corpus, which memory need not hold, and the encoder that made them."""
-    from ellzero.retrieval import Encoded, ImpactIndex
+    from ellzero.retrieval import Encoded, ImpactIndex, ShardedIndex
 
     rows = Encoded(collection)
     scale = rows.scale() if scale is None else scale
-    made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
+    if shards is not None:
+        made = ShardedIndex.build(rows, path=out, shards=shards, engine=engine, block_size=block_size, scale=scale)
+    else:
+        made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
     keep_encoder(standing(collection), out)
     return made
 
@@ -136,15 +145,20 @@ def search(
     encoder: Annotated[
         str | None, typer.Option(help="What encodes queries: a file, a folder or module:object, if none stands there.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="Where the shards of an index are searched: here, or ray.")] = "here",
     explain: Annotated[bool, typer.Option("--explain", help="Say why the first hit matches.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print hits as JSON.")] = False,
 ) -> None:
     """Search an index: one query, a file of queries, or line by line."""
-    from ellzero.retrieval import ImpactIndex, evaluate, means, read_qrels, read_topics, write_run
+    from ellzero.retrieval import ImpactIndex, ShardedIndex, evaluate, means, read_qrels, read_topics, write_run
+    from ellzero.retrieval.sharded import is_sharded
 
     if query is not None and queries is not None:
         raise InputError("--queries: got a query beside it, want one of the two")
-    held = ImpactIndex.load(directory)
+    sharded = is_sharded(directory)
+    if sharded and explain:
+        raise InputError("--explain: an index in shards does not say why; want an index of one piece")
+    held = ShardedIndex.load(directory, engine=engine) if sharded else ImpactIndex.load(directory)
     encode = query_encoder(directory, held, encoder)
     options = {"algorithm": algorithm, "alpha": alpha, "beta": beta}
     if queries is None and query is None:

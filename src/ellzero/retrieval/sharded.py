@@ -105,7 +105,8 @@ class ShardedIndex:
 
     def __init__(self, path: Path, meta: dict[str, Any], vocabulary: list[str] | None, engine: Engine):
         self.path, self.meta, self.vocabulary = path, meta, vocabulary
-        self.documents, self.terms, self.scale = meta["documents"], meta["terms"], meta["scale"]
+        self.terms, self.scale = meta["terms"], meta["scale"]
+        self.documents, self.postings, self.nbytes = meta["documents"], meta["postings"], meta["nbytes"]
         self.homes = [path / name for name in meta["shards"]]
         self._columns = None if vocabulary is None else {term: column for column, term in enumerate(vocabulary)}
         self._search = engine.hold(self.homes)
@@ -157,7 +158,8 @@ class ShardedIndex:
             work = [(str(home / name), *part, options) for name, part in zip(folders, parts)]
             told = engine.run(_build_shard, work)
             _check_once(home, folders, [marks for _, marks in told])
-            meta = {"shards": folders, "documents": sum(count for count, _ in told), "terms": terms, "scale": scale}
+            sums = {name: sum(facts[name] for facts, _ in told) for name in ("documents", "postings", "nbytes")}
+            meta = {"shards": folders, "terms": terms, "scale": scale, **sums}
             content = {} if vocabulary is None else {"vocabulary.txt": "\n".join(vocabulary).encode()}
             manifest.save(home, content, meta, KIND, VERSION)
         except BaseException:
@@ -224,14 +226,15 @@ def _home(path: str | os.PathLike) -> Path:
     return home
 
 
-def _build_shard(path: str, rows: Any, which: Any, options: dict[str, Any]) -> tuple[int, np.ndarray]:
-    """Build one shard; how many documents it has, and a mark of each id that is very likely its own."""
+def _build_shard(path: str, rows: Any, which: Any, options: dict[str, Any]) -> tuple[dict[str, int], np.ndarray]:
+    """Build one shard; its sizes, and a mark of each id that is very likely its own."""
     if isinstance(rows, str):
         made = ImpactIndex.build(Encoded(rows, which), path=path, **options)
     else:
         made = ImpactIndex.build(rows, which, path=path, **options)
     marks = [hashlib.blake2b(f"{name!r}".encode(), digest_size=8).digest() for name in _ids(made)]
-    return made.documents, np.frombuffer(b"".join(marks), np.uint64)
+    facts = {name: getattr(made, name) for name in ("documents", "postings", "nbytes")}
+    return facts, np.frombuffer(b"".join(marks), np.uint64)
 
 
 def _ids(index: ImpactIndex) -> Iterable[Any]:
