@@ -65,7 +65,8 @@ __getattr__, __dir__, __all__ = lazy(
         "write_qrels": "runs",
         "write_run": "runs",
     },
-    ["backbone", "beir", "bm25", "building", "ciff", "codes", "collections", "dense", "encoded", "encoder", "encoders", "encoding",
-     "engines", "explaining", "exporting", "growth", "heads", "hits", "hybrid", "ids", "index", "measures", "multivector", "pisa", "presets",
-     "pretrained", "quantise", "runs", "segments", "service", "sharded", "states", "theory", "tokens", "vectors", "web"],
+    ["backbone", "beir", "bm25", "building", "ciff", "codes", "collections", "dense", "encoded", "encoder", "encoders",
+     "encoding", "engines", "explaining", "exporting", "growth", "heads", "hits", "hybrid", "ids", "index", "measures",
+     "multivector", "pisa", "presets", "pretrained", "quantise", "runs", "segments", "service", "sharded", "states",
+     "theory", "tokens", "vectors", "web"],
 )  # fmt: skip
