@@ -61,8 +61,11 @@ def test_search_is_exact_and_the_inequalities_hold(seed, M, k, mixed, threshold)
     scores = index.scores(asked, **given_)
     if mixed:
         np.testing.assert_allclose(scores, gated + 2 * queries @ vectors.T, atol=1e-4)
-    found = index.search(asked, k, threshold=threshold, **given_)
+    found = index.search(asked, k, **given_)
     assert found.exact
+    few = index.search(asked, k, candidates=max(k, 6), threshold=threshold, **given_)
+    if few.exact:
+        assert [ids.tolist() for ids in few.ids] == [ids.tolist() for ids in found.ids]
     for q in range(3):
         order = np.lexsort((ids, -scores[q]))[:k]
         order = order[scores[q, order] > 0] if not mixed else order
@@ -79,6 +82,12 @@ def test_a_cut_list_of_candidates_says_whether_it_is_exact():
     assert not few.exact
     assert few.recall_of(exact) < 1
     assert index.search(asked, 10, candidates=400).exact
+    loose = DensifiedIndex(densify(X, 60)), densify(Q, 60)  # hardly anything is gated, so bounds are nearly tight
+    exact = loose[0].search(loose[1], 10)
+    proven = [loose[0].search(densify(Q[[q]], 60), 10, candidates=100) for q in range(6)]
+    assert any(one.exact for one in proven)
+    for q, one in enumerate(proven):
+        assert not one.exact or one.ids[0].tolist() == exact.ids[q].tolist()
 
 
 def test_columns_left_out_and_bad_input():

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ellzero.errors import InputError, check, check_array, check_choice, check_integer
+from ellzero.kernels import top_k
 from ellzero.registry import register
-from ellzero.retrieval.dense import as_queries, first_by_score
+from ellzero.retrieval.dense import as_queries
 from ellzero.retrieval.hits import Hits
 from ellzero.retrieval.ids import Ids, as_ids
 from ellzero.retrieval.quantise import as_matrix
@@ -117,10 +118,11 @@ def gip_scores(Q: Densified, D: Densified) -> np.ndarray:
 class DensifiedIndex:
     """Exact top-k by the gated inner product, optionally with ``weight`` times a dense one.
 
-    The ungated product bounds the gated one. Documents with the best bounds are scored first; then every document whose
-    bound still reaches the k-th score. Lin and Lin (2021), section 3.2, who stop after the first step. Values stand
-    slice by slice, so a query reads only those of its own terms. Scores are float32 sums, ordered by score descending,
-    then by id ascending; without a dense part documents with score 0 are no hits.
+    Values stand slice by slice, so a query reads only the slices of its own terms, and of them only what stands at its
+    positions: all documents are scored. With ``candidates`` the ungated product, which bounds the gated one, chooses
+    which are, as on hardware whose only fast product is the dense one. Lin and Lin (2021), section 3.2. Scores are
+    float32 sums, ordered by score descending, then by id ascending; without a dense part documents with score 0 are no
+    hits.
 
     Parameters
     ----------
@@ -171,13 +173,13 @@ class DensifiedIndex:
         Parameters
         ----------
         Q : densified queries. dense : their vectors ``[q, d]``, if the index has a dense part.
-        threshold : slices in which the query's value is at most this are left out of the bounds.
-        candidates : only so many documents, with the best bounds, are scored; None for as many as exactness asks.
+        candidates : only so many documents, those with the best ungated products, are scored; default all.
+        threshold : with ``candidates``, slices in which the query's value is at most this are left out of the bounds.
 
         Returns
         -------
         Hits : ``exact`` says whether the bounds prove that no other document belongs into a list; it is always so
-            without ``threshold`` and ``candidates``.
+            without ``candidates``.
         """
         k = check_integer("k", k, at_least=1)
         check("threshold", threshold, at_least=0, below=np.inf)
@@ -187,50 +189,43 @@ class DensifiedIndex:
         ids, scores = [], []
         for q in range(len(Q)):
             side = self._side(vectors, q)
-            bound, missing = self._bound(Q, q, threshold)
-            bound += side
-            places, found, proven = self._scored(Q, q, side, bound, missing, k, candidates)
+            places, found, proven = self._scored(Q, q, side, k, candidates, threshold)
             exact &= proven
-            if self.dense is None:
-                places, found = places[found > 0], found[found > 0]
-            best = first_by_score(found, k)
-            ids.append(self.ids.take(places[best]))
-            scores.append(found[best].astype(np.float64))
-        return Hits(ids, scores, "gated", "ungated bounds, then gated products", exact, k=k)
+            best = top_k(found, min(k, len(found)))
+            hit = slice(None) if self.dense is not None else best.values > 0
+            ids.append(self.ids.take(places[best.indices[hit]]))
+            scores.append(best.values[hit].astype(np.float64))
+        return Hits(
+            ids,
+            scores,
+            "gated",
+            "gated products" if candidates is None else "ungated bounds, then gated products",
+            exact,
+            k=k,
+        )
 
     def _scored(
-        self, Q: Densified, q: int, side: Any, bound: np.ndarray, missing: float, k: int, candidates: int | None
+        self, Q: Densified, q: int, side: Any, k: int, candidates: int | None, threshold: float
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Places ascending and their scores: those of the best bounds, and as many more as may belong among the k."""
-        count = len(self)
-        first = min(count, max(4 * k, 64) if candidates is None else candidates)
-        if first == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32), True
-        places = np.sort(np.argpartition(-bound, first - 1)[:first])
-        found = self._score(Q, q, side, places)
-        reached = -np.inf if first < k else np.partition(found, first - k)[first - k]
-        wanted = bound + np.float32(missing) >= reached
-        if self.dense is None and reached <= 0:  # a bound of zero is no hit, and need not be looked at
-            wanted &= bound + np.float32(missing) > 0
-        wanted[places] = False
-        if not wanted.any():
-            return places, found, True
-        if candidates is not None:
-            return places, found, False
-        more = np.flatnonzero(wanted)
-        both = np.concatenate([places, more])
-        order = np.argsort(both)
-        return both[order], np.concatenate([found, self._score(Q, q, side, more)])[order], True
-
-    def _score(self, Q: Densified, q: int, side: Any, places: np.ndarray) -> np.ndarray:
-        return self._gated(Q, q, places) + (side if np.isscalar(side) else side[places])
+        """Places ascending and their scores, and whether no other document can belong among the k."""
+        if candidates is None or candidates >= len(self):
+            return np.arange(len(self)), self._gated(Q, q, slice(None)) + side, True
+        bound, missing = self._bound(Q, q, threshold)
+        bound += side
+        places = np.sort(np.argpartition(-bound, candidates - 1)[:candidates])
+        found = self._gated(Q, q, places) + (side if np.isscalar(side) else side[places])
+        reached = np.partition(found, candidates - k)[candidates - k]
+        rest = bound + np.float32(missing)
+        rest[places] = -np.inf
+        no_hit = 0.0 if self.dense is None else -np.inf
+        return places, found, not ((rest >= reached) & (rest > no_hit)).any()
 
     def _gated(self, Q: Densified, q: int, places: Any) -> np.ndarray:
         """Gated sums over the query's slices in their order, so that a bound in the same order is never below."""
         total = np.zeros(len(self) if isinstance(places, slice) else len(places), np.float32)
         for m in np.flatnonzero(Q.values[q]):
-            gate = self.positions[m][places] == Q.positions[q, m]
-            total += np.where(gate, self.values[m][places] * Q.values[q, m], np.float32(0))
+            held = np.flatnonzero(self.positions[m][places] == Q.positions[q, m])  # few: one place in N
+            total[held] += self.values[m][places][held] * Q.values[q, m]
         return total
 
     def _bound(self, Q: Densified, q: int, threshold: float) -> tuple[np.ndarray, float]:
