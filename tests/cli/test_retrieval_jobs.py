@@ -1,4 +1,4 @@
-"""The road by the command line alone: encode, index, search, serve, export; in clean processes or as typed."""
+"""The road by the command line alone: encode, index, search, compare, serve, export; in clean processes or as typed."""
 
 import io
 import json
@@ -47,11 +47,11 @@ def road(tmp_path):
         for i in range(300):
             text = " ".join([WORDS[i % 16]] * 3 + draw.choice(WORDS, 9).tolist())
             file.write(json.dumps({"_id": f"d{i}", "title": WORDS[i % 16], "text": text}) + "\n")
-    topics = [(f"{i}", f"{WORDS[i]} {WORDS[i + 5]}") for i in range(8)]
+    topics = [(f"{i}", f"{WORDS[i]} {WORDS[i + 5]}") for i in range(11)]
     (tmp_path / "topics").write_text(
         "".join(f"<top>\n<num> Number: {i}\n<title> {text}\n</top>\n" for i, text in topics)
     )
-    (tmp_path / "qrels").write_text("".join(f"{i} 0 d{d} 1\n" for i in range(8) for d in range(i, 300, 16)))
+    (tmp_path / "qrels").write_text("".join(f"{i} 0 d{d} 1\n" for i in range(11) for d in range(i, 300, 16)))
     return tmp_path
 
 
@@ -66,41 +66,58 @@ def test_the_road_in_clean_processes(road):
     assert (made["documents"], made["documents_now"]) == (300, 300)
     assert made["documents_per_second"] > 0
     assert made["peak_nbytes"] > 10**7
-    assert json.loads(ellzero(road, "encode", "corpus.jsonl", "--encoder", "bm25", "--out", "rows", "--json"))[
-        "documents_now"
-    ] == 0  # fmt: skip
     assert "300 documents" in ellzero(road, "index", "rows", "--out", "index")
     printed = ellzero(road, "search", "index", "--queries", "topics", "--out", "run", "--qrels", "qrels")
     assert float(re.search(r"nDCG@10 ([\d.]+)", printed)[1]) > 0.3  # a tenth of the documents is relevant to a topic
-    found = read_run(road / "run")
-    assert sorted(found) == [str(i) for i in range(8)]
+    assert sorted(read_run(road / "run")) == sorted(str(i) for i in range(11))
 
-    ellzero(road, "index", "corpus.jsonl", "--out", "direct")  # BM25 straight from the texts gives the same run
-    ellzero(road, "search", "direct", "--queries", "topics", "--out", "run2")
-    assert read_run(road / "run2") == found
+    asked = ("--data", "corpus.jsonl", "--option", "queries=topics", "--option", "qrels=qrels")
+    frontier = json.loads(ellzero(road, "compare", "retrieval", *asked, "--methods", "bm25-cut", "--budgets", "3,6",
+                                  "--out", "run3", "--quiet", "--json"))  # fmt: skip
+    assert frontier
+    ellzero(road, "take", "run3", "--method", "bm25-cut", "--budget", "3", "--out", "chosen")
+    assert ImpactIndex.load(road / "chosen" / "index").postings <= 3 * 300
+    found = json.loads(ellzero(road, "search", "chosen/index", f"{WORDS[0]} {WORDS[5]}", "--k", "10", "--json"))["1"]
 
     server = subprocess.Popen(
-        [sys.executable, "-m", "ellzero.cli", "serve", "index", "--texts", "corpus.jsonl", "--port", "0"],
+        [sys.executable, "-m", "ellzero.cli", "serve", "chosen/index", "--texts", "corpus.jsonl", "--port", "0"],
         cwd=road, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         address = re.search(r"http://\S+", server.stdout.readline())[0]
         with urllib.request.urlopen(f"{address}api/search?q={WORDS[0]}+{WORDS[5]}&k=10", timeout=60) as response:
             answer = json.load(response)
-        assert [hit["id"] for hit in answer["hits"]] == list(found["0"])[:10]
+        assert {hit["id"]: hit["score"] for hit in answer["hits"]} == found
         assert answer["hits"][0]["title"]
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
 
-    ellzero(road, "export", "index", "--form", "opensearch", "--out", "bulk", "--name", "papers")
-    vocabulary = ImpactIndex.load(road / "index").vocabulary
+    ellzero(road, "export", "chosen/index", "--form", "opensearch", "--out", "bulk", "--name", "papers")
+    vocabulary = ImpactIndex.load(road / "chosen" / "index").vocabulary
     rows = list(read_opensearch(road / "bulk", vocabulary))
     assert sum(len(ids) for _, ids in rows) == 300
-    ellzero(road, "export", "index", "--form", "vectors", "--out", "v.jsonl")
-    (X, ids), *_ = JsonVectors(road / "v.jsonl", vocabulary, at_once=1000)
-    np.testing.assert_array_equal(X.astype(np.float32).toarray(), rows[0][0].astype(np.float32).toarray())
-    assert ids == rows[0][1]
+
+
+def test_two_roads_to_bm25_lead_to_one_run(road, capsys, monkeypatch):
+    monkeypatch.chdir(road)
+    for _ in range(2):  # the second time nothing is left to do
+        capsys.readouterr()
+        assert run(["encode", "corpus.jsonl", "--encoder", "bm25", "--out", "rows", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents_now"] == 0
+    run(["index", "rows", "--out", "encoded"])
+    run(["index", "corpus.jsonl", "--out", "direct"])
+    for home in ("encoded", "direct"):
+        assert run(["search", home, "--queries", "topics", "--out", f"{home}.run"]) == 0
+    assert read_run(road / "encoded.run") == read_run(road / "direct.run")
+    for form in ("vectors", "opensearch"):
+        assert run(["export", "encoded", "--form", form, "--out", form]) == 0
+    vocabulary = ImpactIndex.load(road / "encoded").vocabulary
+    (X, ids), *_ = JsonVectors(road / "vectors", vocabulary)
+    (Y, names), *_ = read_opensearch(road / "opensearch", vocabulary)
+    np.testing.assert_array_equal(X.astype(np.float32).toarray(), Y.astype(np.float32).toarray())
+    assert ids == names
+    capsys.readouterr()
 
 
 def test_an_encoder_stands_beside_the_index_and_may_be_given(road, capsys, monkeypatch):
@@ -134,6 +151,35 @@ def test_an_encoder_stands_beside_the_index_and_may_be_given(road, capsys, monke
     (road / "v.jsonl").write_text('{"id": "a", "vector": {"x": 3}}\n')
     assert run(["index", "v.jsonl", "--out", "index"]) == 0
     assert not (road / "index" / "bm25.safetensors").exists()
+
+
+def test_a_neural_encoder_goes_the_same_road(road, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="the extra `torch`")
+    pytest.importorskip("transformers", reason="the extra `hf`")
+    from ellzero.retrieval import SparseEncoder
+    from ellzero.retrieval.pretrained import mlm_head
+    from tests.retrieval import tiny
+
+    monkeypatch.chdir(road)
+    lines = (road / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (road / "corpus.jsonl").write_text("".join(lines[:60]))
+    head = mlm_head(backbone := tiny.bert(road))
+    encoder = SparseEncoder(head, head, backbone, document_terms=20)
+    for form in ("ellzero", "sentence_transformers"):
+        if form == "sentence_transformers":
+            encoder = SparseEncoder(head, head, backbone)
+        encoder.save(road / form, form)
+        assert run(["encode", "corpus.jsonl", "--encoder", form, "--out", f"{form}-rows", "--group", "25"]) == 0
+        assert run(["index", f"{form}-rows", "--out", "index"]) == 0
+        assert (road / "index" / "encoder").is_dir()
+        capsys.readouterr()
+        assert run(["search", "index", "lifting wings", "--k", "5", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["1"]
+        rows = np.concatenate([X.toarray() for X, _ in Encoded(road / f"{form}-rows")])
+        exact = rows @ encoder.encode_query(["lifting wings"]).toarray()[0]
+        assert len(found) == 5
+        for name, score in found.items():  # 8 bits a weight: within a part in a hundred of the exact score
+            assert score == pytest.approx(exact[int(name[1:])], rel=0.01)
 
 
 def test_a_folder_of_beir_goes_in_as_it_is(road, capsys):
