@@ -166,7 +166,7 @@ def test_768_slices_rank_nearly_as_the_sparse_rows(name):
     print(f"\n{name}: of nDCG@10 {whole:.4f} " + ", ".join(f"{k[0]} {k[1]} {v:.3f}" for k, v in found.items()))
     assert found["stride", 768] > 0.965
     assert found["stride", 128] < found["stride", 768] - 0.02
-    assert found["stride", 768] > found["contiguous", 768]
+    assert found["stride", 128] > found["contiguous", 128] + 0.01
 
 
 def sparse_hits(held, scores):
