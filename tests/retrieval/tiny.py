@@ -25,13 +25,13 @@ def bert_tokenizer(folder, max_length=32):
     return BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=max_length)
 
 
-def seeded(make, config, seed=0):
+def seeded(make, config, seed=0, noise=0.1):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = make(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():  # biases too, so that a forgotten one shows
-                parameter.add_(0.1 * torch.randn(parameter.shape))
+                parameter.add_(noise * torch.randn(parameter.shape))
     return model
 
 
@@ -56,12 +56,12 @@ def word_tokenizer(words, **special):
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=words[0], **special)
 
 
-def llama(words, width=16, seed=0, **options):
+def llama(words, width=16, seed=0, *, spread=0.3, noise=0.1, **options):
     """A decoder whose pieces are words; the first is unknown, the second begins a text."""
     tokenizer = word_tokenizer(words, bos_token=words[1], pad_token=words[0])
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=2 * width, max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=False,
+        intermediate_size=2 * width, max_position_embeddings=64, initializer_range=spread, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    return Backbone(seeded(LlamaForCausalLM, config, seed), tokenizer, **options)
+    return Backbone(seeded(LlamaForCausalLM, config, seed, noise), tokenizer, **options)
