@@ -60,7 +60,7 @@ PICTURES = {
     "essential_sparsity.py": ["60"], "growing_collection.py": ["100,300,600"],
     "lasso_path.py": ["6"], "mask_evolution.py": ["20"],
     "network_frontier.py": ["1", "20"], "penalties.py": [], "permutation_null.py": ["4"],
-    "phase_transition.py": ["1", "30"], "planted_ticket.py": ["20", "40"],
+    "phase_transition.py": ["1", "30"], "planted_ticket.py": ["20", "40"], "retrieval_frontier.py": ["1"],
 }  # fmt: skip
 
 
