@@ -59,6 +59,7 @@ def change(index, log, seconds):
         else:
             index.merge()
         log.counts[0] += 1
+        time.sleep(0.02)  # in memory all documents would be there, and gone again, within a second
 
 
 def search(index, log, seed):
