@@ -11,7 +11,7 @@ from beartype import beartype
 
 from ellzero import models
 from ellzero.errors import InputError
-from ellzero.models import cnn, mlp, residual, transformer
+from ellzero.models import cnn, mlp, residual, transformer, wavernn
 from ellzero.models.attach import attach
 from ellzero.models.initial import empty
 from ellzero.registry import entries
@@ -23,6 +23,7 @@ CONFIGS = {
     "Transformer": transformer.TransformerConfig(
         vocabulary=40, width=16, depth=2, heads=4, key_heads=2, hidden=24, context=16
     ),
+    "WaveRNN": wavernn.WaveRNNConfig(8, subscale=3, past=2, future=1, context=4),
 }
 
 
@@ -30,6 +31,8 @@ def batch(name, n=5):
     draw = np.random.default_rng(0)
     if name == "Transformer":
         return torch.from_numpy(draw.integers(40, size=(n, 9)))
+    if name == "WaveRNN":
+        return torch.from_numpy(draw.integers(-32768, 32768, size=(n, 9)))
     shape = (n, 12) if name == "MLP" else (n, 3, 8, 8)
     return torch.from_numpy(draw.standard_normal(shape).astype(np.float32))
 

@@ -2,8 +2,9 @@
 
 Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``features`` (a world
 of planted features to sample from), ``dynamics`` (systems driven by paths), ``multitask`` (related regression tasks),
-``bandits`` (actions and their rewards) and ``sets`` (tables, images and texts by name). Does not live here: readers of
-the user's files (``io``), splits (``compare``), the stream of a model's activations (``models``).
+``bandits`` (actions and their rewards), ``audio`` (speech, gliding harmonics) and ``sets`` (tables, images and texts by
+name). Does not live here: readers of the user's files (``io``), splits (``compare``), the stream of a model's
+activations (``models``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy(
         "FeatureModel": "features",
         "data_root": "sets",
         "driven_systems": "dynamics",
+        "gliding_harmonics": "audio",
         "hidden_codeword_bandit": "bandits",
         "load": "sets",
         "misspecified_bandit": "bandits",
@@ -23,8 +25,9 @@ __getattr__, __dir__, __all__ = lazy(
         "planted_regression": "generators",
         "shared_subspace_tasks": "multitask",
         "sparse_signals": "generators",
+        "speech": "audio",
         "superposed_features": "generators",
         "texts": "sets",
     },
-    ("bandits", "dynamics", "features", "generators", "multitask", "sets"),
+    ("audio", "bandits", "dynamics", "features", "generators", "multitask", "sets"),
 )

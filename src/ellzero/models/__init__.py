@@ -1,7 +1,7 @@
 """Models to work on, and the one door to a user's own.
 
-Lives here: reference nets (MLP, CNN, residual net, transformer with tokenizer), ``attach.attach`` and ``swap`` for any
-module, ``ActivationStream`` (and ``JointStream`` of several modules), ``load_model`` for Hugging Face folders, and the
+Lives here: reference nets (MLP, CNN, residual net, transformer with tokenizer, WaveRNN), ``attach.attach`` and ``swap``
+for any module, ``ActivationStream`` (and ``JointStream`` of several modules), ``load_model`` for Hugging Face folders, and the
 language model that ships.
 Does not live here: training loops and losses (``training``), or any method that makes something sparse.
 Needs the extra ``torch``; ``load_model`` of a Hugging Face folder needs ``hf``.
@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy(
         "ResidualConfig": "residual",
         "Tokenizer": "tokenizer",
         "TransformerConfig": "transformer",
+        "WaveRNNConfig": "wavernn",
         "finalize": "packing",
         "load": "storage",
         "load_finalized": "packing",
@@ -49,5 +50,6 @@ __getattr__, __dir__, __all__ = lazy(
         "storage",
         "tokenizer",
         "transformer",
+        "wavernn",
     ),
 )

@@ -26,6 +26,7 @@ _CONFIGS = {
     "CNN": "ellzero.models.cnn:CNNConfig",
     "Residual": "ellzero.models.residual:ResidualConfig",
     "Transformer": "ellzero.models.transformer:TransformerConfig",
+    "WaveRNN": "ellzero.models.wavernn:WaveRNNConfig",
 }
 
 

@@ -1,0 +1,76 @@
+"""Sparse WaveRNN: what a step reads, and what many sparse entries are worth against few dense ones.
+
+The bed: eight seconds of gliding harmonics at 8 kHz, 16 bits, the last second held out; stretches of 64 samples, 32 a
+step, Adam at 5e-3 along a cosine. Nats are of whole 16-bit samples, both bytes, after 64 samples of warm-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ellzero.data.audio import gliding_harmonics, windows
+from ellzero.models.wavernn import PRUNED, WaveRNNConfig, audio
+from ellzero.network.blocks import block_gmp
+from ellzero.network.recipes import gmp
+from ellzero.network.sampling import Sampler
+from ellzero.network.sparsifier import Sparsifier
+from ellzero.parts.constraints import Block
+from ellzero.parts.schedules import Cosine
+from ellzero.training.loop import Batches, train
+from ellzero.training.threads import threads_for
+
+
+def nats(width, recipe, seed, steps):
+    """Nats per sample held out, and nonzeros of the pruned matrices."""
+    samples = gliding_harmonics(64_000)
+    model = WaveRNNConfig(width).build(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    parts = {}
+    if recipe is not None:
+        parts = {"sparsifier": Sparsifier(model, recipe, optimizer=optimizer, steps=steps, include=PRUNED)}
+    batches = Batches(torch.from_numpy(windows(samples[:-8000], 64)), batch_size=32, seed=seed)
+    with threads_for(0):
+        train(model, audio, batches, optimizer=optimizer, steps=steps, schedule=Cosine(1.0, 0.1), clip=1.0, parts=parts)
+        with torch.no_grad():
+            found = model(torch.from_numpy(windows(samples[-8000:], 500)))[:, 64:].mean()
+    return float(found), sum(int(model.get_parameter(name).count_nonzero()) for name in PRUNED)
+
+
+@pytest.mark.claim("S148")
+def test_a_step_reads_the_blocks_alone():
+    """Numbers that the product of all gates reads at width 896 and density 0.05, against the dense ones."""
+    model = WaveRNNConfig(896).build()
+    dense = Sampler(model, layout="dense").matrices["R"].size
+    for block in ((16, 1), (4, 4)):
+        with torch.no_grad():
+            for name in ("R_u", "R_r", "R_e"):
+                fresh = WaveRNNConfig(896).build().get_parameter(name)
+                k = int(0.05 * fresh.numel() / (block[0] * block[1]))
+                model.get_parameter(name).copy_(fresh * Block(k, block).support(fresh.abs()))
+        packed = Sampler(model).matrices["R"]
+        index = packed.tensors()["index"].size / packed.nnz
+        print(f"{block}: {dense / packed.nnz:.1f} times fewer numbers, {index:.3f} indices a number")
+        assert packed.nnz == np.count_nonzero(packed.to_dense())
+        assert dense / packed.nnz > 19.9
+        assert index <= 1 / 4
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S148")
+def test_many_sparse_entries_beat_few_dense_ones_of_as_many_weights():
+    steps, seeds = 300, range(2)
+    ways = {
+        "dense, 26 wide": (26, None),
+        "16 x 1, 128 wide": (128, block_gmp(0.1, (16, 1), begin=0.1, end=0.6, every=5)),
+        "free, 128 wide": (128, gmp(0.1, begin=0.1, end=0.6, every=5, allocation="uniform")),
+    }
+    found = {}
+    for name, (width, recipe) in ways.items():
+        runs = [nats(width, recipe, seed, steps) for seed in (seeds if name[0] != "f" else [0])]
+        found[name] = np.array([value for value, _ in runs])
+        print(f"{name}: {found[name].round(4)} nats a sample, {runs[0][1]} nonzeros", flush=True)
+    dense, blocks, free = found.values()
+    assert (dense - blocks).min() > 0.02
+    assert abs(blocks[0] - free[0]) < 0.1
