@@ -240,13 +240,13 @@ def with_queries(bed, kind, seed, steps):
 def test_idf_in_the_score_beats_queries_of_ones(small, seeds):
     """At 60 terms a document and equal training.
 
-    Here the two put the same share of their postings on the 100 busiest terms: heads that begin from cosines expand
-    little into stop words, and a hundred times the steps would be needed to see the penalty at work on them.
+    The paper's other sign is not seen here: after so few steps from cosines, both put the same share of their postings
+    on the 100 busiest terms.
     """
     gains = []
     for seed in range(seeds):
         (idf, share, terms), (ones, other, same) = (
-            with_queries(small, k, seed) for k in ("inference_free", "splade_doc")
+            with_queries(small, kind, seed, 12 if seeds == 1 else 24) for kind in ("inference_free", "splade_doc")
         )
         assert terms == pytest.approx(same, rel=0.01)
         gains.append(idf - ones)
