@@ -1,7 +1,7 @@
 """Sparse encoders: a head for queries, a head for documents, and the backbone below both.
 
 Lives here: ``SparseEncoder``, from texts to sparse rows and back to words. Does not live here: the heads (``heads``),
-files (``encoder_files``), training (``train``), search (``index``).
+files (``encoder_files``), training (``trainer``), search (``index``).
 """
 
 from __future__ import annotations
