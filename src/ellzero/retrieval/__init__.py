@@ -45,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy(
         "export": "exporting",
         "gip_scores": "densify",
         "grow_index": "growth",
+        "graph_bisection": "ordering",
         "interpolate": "hybrid",
         "load_encoder": "encoders",
         "means": "measures",

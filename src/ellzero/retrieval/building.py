@@ -18,6 +18,7 @@ from ellzero.errors import InputError, check_choice, check_integer
 from ellzero.layouts.inverted import InvertedLists
 from ellzero.retrieval import segments as disk
 from ellzero.retrieval.ids import Ids, as_ids
+from ellzero.retrieval.ordering import graph_bisection
 from ellzero.retrieval.quantise import as_matrix, impact_scale, quantise
 from ellzero.retrieval.segments import Segment
 
@@ -42,17 +43,18 @@ def index_home(path: str | os.PathLike) -> Path:
     return home
 
 
-def permutation(order: Any, documents: int) -> np.ndarray | None:
+def permutation(order: Any, X: Any, block_size: int) -> np.ndarray | None:
+    """The order of the rows of ``X``: none, by graph bisection, or as given."""
     if isinstance(order, str):
-        check_choice("order", order, ["none"])
-        return None
-    order = np.asarray(order)
+        check_choice("order", order, ["none", "bp"])
+        return None if order == "none" else graph_bisection(X, leaf=block_size)
+    documents, order = X.shape[0], np.asarray(order)
     if (
         order.shape != (documents,)
         or order.dtype.kind not in "iu"
         or not np.array_equal(np.sort(order), np.arange(documents))
     ):
-        raise InputError(f"order: want a permutation of the {documents} documents, or 'none'")
+        raise InputError(f"order: want a permutation of the {documents} documents, 'none' or 'bp'")
     return order
 
 

@@ -101,7 +101,8 @@ class ImpactIndex:
         bits : levels of a stored weight are 1 to ``2^bits - 1``; at most 8.
         scale : the weight of one level; default the largest weight over the number of levels, or 1 where all weights
             are whole numbers that fit. An iterable of other numbers must give it.
-        order : ``"none"``, or a permutation: documents that stand together share bounds, so similar ones should.
+        order : ``"none"``; ``"bp"``, by ``graph_bisection`` (slow to make); or a permutation: documents that stand
+            together share bounds, so similar ones should.
         block_size : documents that share a bound: a power of two up to 1024.
         vocabulary : the terms' names, for queries given as dictionaries and for ``explain``.
         path : a folder to hold the index; an index that stands there stays until the new one is complete.
@@ -138,7 +139,7 @@ class ImpactIndex:
         made: list[Segment] = []
         with disk.lock(home) if home is not None else _NoLock():
             for impacts, ids in parts:
-                segment = make_segment(impacts, ids, permutation(order, impacts.shape[0]), self.block_size)
+                segment = make_segment(impacts, ids, permutation(order, impacts, self.block_size), self.block_size)
                 made.append(segment if home is None else disk.write_segment(home, segment))
             if len(made) > 1:
                 made = [disk.merge(made) if home is None else disk.merge_into(home, made)]
