@@ -1,4 +1,4 @@
-"""Do trained sparse encoders do what their papers say? Heads on a frozen sentence encoder, against tuned BM25."""
+"""Do trained sparse encoders do what their papers say? Heads on a frozen sentence encoder; BM25 with its defaults."""
 
 from __future__ import annotations
 
