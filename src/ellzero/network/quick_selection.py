@@ -27,7 +27,7 @@ from ellzero.registry import register
 from ellzero.rng import rng, torch_generator
 from ellzero.training.loop import Batches, train
 
-__all__ = ["Evolution", "QuickSelection", "SparseAutoencoder", "evolved", "free_places", "reconstruction"]
+__all__ = ["Evolution", "QuickSelection", "SparseAutoencoder", "evolved", "free_places", "reconstruction", "stored_rows"]
 
 _SPREAD = 0.1  # standard deviation of new weights
 
@@ -53,7 +53,7 @@ def free_places(draw: np.random.Generator, size: int, taken: np.ndarray, count: 
     return found[:count]
 
 
-def _stored(shape: tuple[int, int], places: np.ndarray, value: np.ndarray) -> CSR:
+def stored_rows(shape: tuple[int, int], places: np.ndarray, value: np.ndarray) -> CSR:
     """Compressed rows of values at flat places that rise."""
     rows, columns = np.divmod(places, shape[1])
     ptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
@@ -65,7 +65,7 @@ def _sparse_layer(inputs: int, outputs: int, epsilon: float, draw: np.random.Gen
     count = min(round(epsilon * (inputs + outputs)), inputs * outputs)
     places = np.sort(free_places(draw, inputs * outputs, np.empty(0, np.int64), count))
     value = _SPREAD * draw.standard_normal(count)
-    return SparseLinear(_stored((outputs, inputs), places, value), torch.zeros(outputs))
+    return SparseLinear(stored_rows((outputs, inputs), places, value), torch.zeros(outputs))
 
 
 def evolved(
@@ -88,7 +88,7 @@ def evolved(
     values = np.concatenate([value[stays], _SPREAD * draw.standard_normal(missing)])[order]
     if memory is not None:
         memory = np.concatenate([memory[stays], np.zeros(missing, memory.dtype)])[order]
-    return _stored(layout.shape, np.concatenate([kept, grown])[order], values), memory
+    return stored_rows(layout.shape, np.concatenate([kept, grown])[order], values), memory
 
 
 class SparseAutoencoder(nn.Module):
