@@ -116,13 +116,14 @@ class Sampler:
 
     def _draw(self, h: np.ndarray, first: str, second: str, uniform: np.ndarray) -> np.ndarray:
         """A byte for each stream, by inversion."""
-        hidden = np.maximum(_product(self.matrices[first], h, self._O[first]), 0)
+        hidden = _product(self.matrices[first], h, self._O[first])
+        np.maximum(hidden, 0, out=hidden)
         logits = np.ascontiguousarray(_product(self.matrices[second], hidden, self._O[second]).T)
         if self.temperature != 1:
             logits /= np.float32(self.temperature)
-        logits -= logits.max(1, keepdims=True)
-        share = np.cumsum(np.exp(logits, out=logits), axis=1, dtype=np.float64)
-        drawn = (share <= uniform[:, None] * share[:, -1:]).sum(1)
+        logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
+        share = np.add.accumulate(np.exp(logits, out=logits), axis=1, dtype=np.float64)
+        drawn = np.add.reduce(share <= uniform[:, None] * share[:, -1:], axis=1)
         return np.minimum(drawn, share.shape[1] - 1)
 
     def step(self, h: np.ndarray, known: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
