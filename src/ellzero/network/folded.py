@@ -24,7 +24,7 @@ def _excess(z: np.ndarray) -> np.ndarray:
 
 
 def size_mean(mu: Any, sigma: Any) -> np.ndarray:
-    """``E|w|`` of ``w ~ N(mu, sigma^2)``: ``sigma sqrt(2 / pi) exp(-mu^2 / 2 sigma^2) + mu (1 - 2 Phi(-mu / sigma))``."""
+    """``E|w| = sigma sqrt(2 / pi) e^(-z^2 / 2) + mu (1 - 2 Phi(-z))`` of ``w ~ N(mu, sigma^2)``, ``z = mu / sigma``."""
     size, sigma = np.abs(np.asarray(mu, np.float64)), np.asarray(sigma, np.float64)
     return size + sigma * _excess(size / sigma)
 
@@ -45,7 +45,7 @@ def size_snr(mu: Any, sigma: Any) -> np.ndarray:
 
 
 def log_exponential_moment(mu: Any, sigma: Any, slope: float) -> np.ndarray:
-    """``log E exp(slope |w|)``; the moment is ``e^(s^2 sigma^2 / 2) (e^(s mu) Phi(mu / sigma + s sigma) + its mirror)``."""
+    """``log E exp(s |w|)`` for the slope s: ``e^(s^2 sigma^2 / 2) (e^(s mu) Phi(mu / sigma + s sigma) + mirror)``."""
     size, sigma = np.abs(np.asarray(mu, np.float64)), np.asarray(sigma, np.float64)
     sides = [slope * side * size + log_ndtr(side * size / sigma + slope * sigma) for side in (1, -1)]
     return slope**2 * sigma**2 / 2 + np.logaddexp(*sides)
@@ -65,8 +65,8 @@ CRITERIA: Mapping[str, Callable[..., np.ndarray]] = {
     "exponential": lambda mu, sigma, slope: log_exponential_moment(mu, sigma, slope),
     "exponential_snr": exponential_snr,
 }
-"""``|mu|``; ``|mu| / sigma``; ``E|w|``; ``E|w| / sd|w|``; ``E e^(slope |w|)`` (its log, which ranks alike); that over its
-standard deviation."""
+"""``|mu|``; ``|mu| / sigma``; ``E|w|``; ``E|w| / sd|w|``; ``E e^(slope |w|)`` (its log, which ranks alike); that over
+its standard deviation."""
 
 
 def criterion(name: str, mu: Any, sigma: Any, slope: float = 1.0) -> np.ndarray:

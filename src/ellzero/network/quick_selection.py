@@ -27,7 +27,8 @@ from ellzero.registry import register
 from ellzero.rng import rng, torch_generator
 from ellzero.training.loop import Batches, train
 
-__all__ = ["Evolution", "QuickSelection", "SparseAutoencoder", "evolved", "free_places", "reconstruction", "stored_rows"]
+__all__ = ["Evolution", "QuickSelection", "SparseAutoencoder", "evolved", "free_places", "reconstruction",
+           "stored_rows"]  # fmt: skip
 
 _SPREAD = 0.1  # standard deviation of new weights
 
