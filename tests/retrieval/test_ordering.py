@@ -58,7 +58,7 @@ def test_topics_that_a_shuffle_hid_are_found():
 
 
 def test_an_index_in_this_order_leaves_more_out_and_finds_the_same():
-    X, topic = topical(4096)
+    X, topic = topical(2048)
     shuffle = np.random.default_rng(3).permutation(len(topic))
     X = sparse.csr_array(X[shuffle])
     Q = sparse.csr_array(X[:20] * 1.0)
