@@ -204,6 +204,28 @@ def test_the_fit_of_the_training_loop_holds_masks_and_keeps_states():
     assert (model.one.weight.grad[~masks["one.weight"]] != 0).any()  # it has let go
 
 
+def test_a_procedure_begun_anew_goes_through_the_fits_that_it_had(tmp_path):
+    whole, again, calls = Small(), Small(), []
+    early = copy.deepcopy(whole.state_dict())
+
+    def counted(net, rows):
+        calls.append(1)
+        return loss(net, rows)
+
+    def run(model, cycles, **options):
+        fit = fitter(counted, batches, steps=4, **options)
+        found = iterative_magnitude_pruning(model, fit, [0.5, 0.25][:cycles], rewind=early)
+        return [ticket.masks for ticket in found]
+
+    masks, steps = run(whole, 2), len(calls)
+    run(again, 1, checkpoint=tmp_path, every=2)  # ended after its first cycle
+    calls.clear()
+    found = run(again, 2, checkpoint=tmp_path, every=2)
+    assert len(calls) == steps // 3
+    assert all(equal(a, b) for a, b in zip(masks, found))
+    assert equal(whole.state_dict(), again.state_dict())
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_penalty_joins_every_step_of_a_fit(masked):
     one, other = Small(), Small()
@@ -476,7 +498,9 @@ def test_bad_input_is_refused_by_name(procedure, changed, named):
         run(procedure, **changed)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"keep": (5,)}, {"keep": (0,)}])
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"keep": (5,)}, {"keep": (0,)}, {"every": 0}, {"keep": (2,), "checkpoint": "x"}]
+)
 def test_a_fit_that_cannot_be_is_refused(options):
     with pytest.raises(InputError, match="want"):
         made_fit(**options)

@@ -12,8 +12,10 @@ cycle is trained when it is asked for.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +55,7 @@ def fitter(
     loss: Callable[[nn.Module, Any], Tensor], batches: Callable[[int], Batches], *, steps: int, lr: float = 0.1,
     momentum: float = 0.9, weight_decay: float = 1e-4, schedule: Any = None, clip: float | None = None,
     penalty: Any = None, optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, keep: Sequence[int] = (),
+    checkpoint: str | os.PathLike | None = None, every: int = 1000,
 ) -> Callable[[nn.Module, Masks | None, int], list[dict[str, Tensor]]]:  # fmt: skip
     """A ``fit`` of the training loop; it gives the state dicts after the steps ``keep``, counted from 1.
 
@@ -62,8 +65,13 @@ def fitter(
     schedule : of the learning rate; None for a cosine to zero.
     penalty : added to the derivatives, as in a ``Recipe``.
     optimizer : ``optimizer(parameters)``; None for SGD with ``lr``, ``momentum`` and ``weight_decay``.
+    checkpoint, every : a folder of checkpoints, one inside for each seed, and the steps between two. A procedure that
+        is begun anew goes through the fits that it had without training them again.
     """
     check_integer("steps", steps, at_least=1)
+    check_integer("every", every, at_least=1)
+    if checkpoint is not None and len(keep):
+        raise InputError("checkpoint: got a folder beside keep, whose states would be lost; want one of the two")
     kept = {check_integer("keep", step, at_least=1, at_most=steps) for step in keep}
     recipe = replace(dense(), penalty=penalty)
 
@@ -83,7 +91,8 @@ def fitter(
 
         train(
             model, loss, batches(seed), optimizer=made, steps=steps, schedule=schedule or Cosine(1.0, 0.0), clip=clip,
-            seed=seed, parts=parts, callbacks=[remember],
+            seed=seed, parts=parts, callbacks=[remember], every=every,
+            checkpoint=None if checkpoint is None else Path(checkpoint) / f"seed-{seed}",
         )  # fmt: skip
         for part in parts.values():
             part.remove()
@@ -150,7 +159,7 @@ def put(model: nn.Module, masks: Masks | None, state: State | None = None) -> nn
     return model
 
 
-def _check_falling(densities: Sequence[float]) -> None:
+def check_falling(densities: Sequence[float]) -> None:
     last = 1.0
     if not len(densities):
         raise InputError("densities: got none, want at least one")
@@ -249,7 +258,7 @@ def iterative_magnitude_pruning(
     ------
     InputError : densities that do not fall within (0, 1], or a state of another model.
     """
-    _check_falling(densities)
+    check_falling(densities)
     state = None if rewind is None else _start("rewind", rewind, model)
     _complete(within, magnitudes(model, include=choice.get("include"), exclude=choice.get("exclude")))
     masks = within
@@ -288,7 +297,7 @@ def swamp(
     InputError : densities that do not fall within (0, 1], a state of another model, or a fit that gives no snapshots.
     """
     check_integer("particles", particles, at_least=1)
-    _check_falling(densities)
+    check_falling(densities)
     state = _start("rewind", rewind, model)
 
     def snapshots(masks: Masks | None, first: int) -> Iterator[State]:
@@ -335,7 +344,7 @@ def sparse_soup(
     InputError : densities that do not fall within (0, 1].
     """
     check_integer("copies", copies, at_least=1)
-    _check_falling(densities)
+    check_falling(densities)
     masks: Masks | None = None
     for cycle, density in enumerate(densities):
         masks = cut(model, density, masks, **choice)

@@ -33,7 +33,7 @@ from ellzero.training import losses
 from ellzero.training.loop import Batches, train
 from ellzero.training.threads import products, threads_for
 
-__all__ = ["FittedNetwork", "RecipeMethod", "accuracy", "nats_per_token", "tensors"]
+__all__ = ["FittedNetwork", "RecipeMethod", "accuracy", "nats_per_token", "tensors", "variants"]
 
 KIND, VERSION = "sparse-network", 1
 
@@ -145,6 +145,17 @@ def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, 
     return {name: given[name] for name in inspect.signature(function).parameters if name in given}
 
 
+def variants(method: Any, trials: int, seed: int, own: Sequence[str] = ()) -> list[Any]:
+    """A method and ``trials - 1`` random draws from its ``space``: of its fields named ``own``, else its settings."""
+    check_integer("trials", trials, at_least=1)
+    stream, found = rng(seed, "candidates", method.name), [method]
+    for _ in range(trials - 1):
+        drawn = {name: choices[int(stream.integers(len(choices)))] for name, choices in method.space.items()}
+        fields = {name: drawn.pop(name) for name in own if name in drawn}
+        found.append(replace(method, settings={**method.settings, **drawn}, **fields))
+    return found
+
+
 @register(
     kind="method", wing="network", source="none", extra="torch", example=lambda: RecipeMethod("dense", dense)
 )  # fmt: skip
@@ -199,13 +210,7 @@ class RecipeMethod:
 
     def candidates(self, trials: int, seed: int) -> Sequence[RecipeMethod]:
         """The method itself and ``trials - 1`` random settings from its space."""
-        check_integer("trials", trials, at_least=1)
-        stream, found = rng(seed, "candidates", self.name), [self]
-        for _ in range(trials - 1):
-            drawn = {name: choices[int(stream.integers(len(choices)))] for name, choices in self.space.items()}
-            training = {name: drawn.pop(name) for name in ("lr", "weight_decay") if name in drawn}
-            found.append(replace(self, settings={**self.settings, **drawn}, **training))
-        return found
+        return variants(self, trials, seed, own=("lr", "weight_decay"))
 
     def frontier(self, data: Data, budgets: Sequence[float], seed: int) -> Iterator[FittedNetwork]:
         """One run for each budget; one in all for a dense method."""

@@ -16,6 +16,7 @@ TASKS = {
     "network": "ellzero.compare.tasks.network:Network",
     "pruning-at-initialisation": "ellzero.compare.tasks.pruning_at_initialisation:PruningAtInitialisation",
     "n-of-m": "ellzero.compare.tasks.n_of_m:NOfM",
+    "unlearning": "ellzero.compare.tasks.unlearning:Unlearning",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
     "retrieval": "ellzero.compare.tasks.retrieval:Retrieval",
 }

@@ -1,0 +1,116 @@
+"""Pruned first, a network forgets by fine-tuning what a dense one keeps: the gap to retraining under the same masks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ellzero.network.cycles import fitter
+from ellzero.network.unlearning import prune_first, unlearn, unlearning_report
+from ellzero.rng import rng
+from ellzero.training import losses
+from ellzero.training.loop import Batches
+from ellzero.training.threads import threads_for
+from tests.claims.network_bed import mnist_bed, small_bed, spread
+
+NAMES = ("unlearning", "membership", "remaining", "test")
+
+
+class Case:
+    """A network that learned rows of which a fifth have a label drawn at random, and one that never saw a tenth."""
+
+    def __init__(self, bed, seed, density, by="magnitude"):
+        stream = rng(seed, "claims", "unlearning")
+        y = bed.y.astype(np.int64)
+        wrong = stream.random(len(y)) < 0.2
+        y[wrong] = stream.integers(0, 10, int(wrong.sum()))
+        X, y = torch.from_numpy(bed.X), torch.from_numpy(y)
+        order = torch.from_numpy(stream.permutation(bed.split))
+        gone, kept = order[: bed.split // 10], order[bed.split // 10 :]
+        self.forget, self.retain = (X[gone], y[gone]), (X[kept], y[kept])
+        self.test = (X[bed.split :], y[bed.split :])
+        self.model, self.seed, self.bed = bed.model(seed), seed, bed
+        start = copy.deepcopy(self.model.state_dict())
+
+        def batches(own):
+            return Batches(X[: bed.split], y[: bed.split], batch_size=bed.batch_size, seed=own)
+
+        with threads_for(0):
+            fit = fitter(losses.classification, batches, steps=bed.steps, clip=5.0)
+            self.masks = prune_first(self.model, fit, density, by=by, example=X[:1], seed=seed).masks
+        self.start = start
+        self.retrained = self.report("retrain", start=start, steps=bed.steps)
+
+    def report(self, method, **settings):
+        model = copy.deepcopy(self.model)
+        done = unlearn(model, self.retain, self.forget, method, masks=self.masks, batch_size=self.bed.batch_size,
+                       seed=self.seed + 50, **settings)  # fmt: skip
+        return unlearning_report(model, self.retain, self.forget, self.test, seconds=done.seconds)
+
+    def gaps(self, method, **settings):
+        """Of the four metrics in points, their mean, and seconds."""
+        report = self.report(method, **settings)
+        found = [100 * value for value in report.gaps(self.retrained).values()]
+        return [*found, float(np.mean(found)), report.seconds]
+
+
+def shown(rows):
+    rows = np.asarray(rows)
+    words = [f"{name} {spread(rows[:, i])}" for i, name in enumerate((*NAMES, "gap"))]
+    return ", ".join(words) + f", {np.median(rows[:, 5]):.2f} s"
+
+
+@pytest.mark.claim("S140")
+def test_fine_tuning_forgets_more_of_a_sparse_network_on_small_digits():
+    bed = small_bed()
+    rows = np.r_[:400, bed.split : len(bed.y)]
+    bed = replace(bed, X=bed.X[rows], y=bed.y[rows], split=400, hidden=(64,), steps=250, batch_size=32)
+    found = {}
+    for density in (1.0, 0.1):
+        cases = [Case(bed, seed, density) for seed in range(2)]
+        found[density] = np.array([case.gaps("fine_tune", steps=25, lr=0.02) for case in cases])
+        print(f"{density}: {shown(found[density])}")
+    assert found[0.1][:, 0].mean() < 0.7 * found[1.0][:, 0].mean()
+
+
+def tuned(case, method, choices):
+    """The settings with the smallest mean gap on a seed of their own."""
+    tried = [(case.gaps(method, **settings)[4], i) for i, settings in enumerate(choices)]
+    return choices[min(tried)[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S140")
+def test_pruning_first_and_a_falling_penalty_close_the_gap_on_mnist():
+    bed = mnist_bed()
+    rows = np.r_[:2000, bed.split : len(bed.y)]
+    bed = replace(bed, X=bed.X[rows], y=bed.y[rows], split=2000, steps=940, batch_size=64)
+    short = {"steps": 94}
+    spaces = {
+        "fine_tune": [{**short, "lr": lr} for lr in (0.01, 0.03, 0.1)],
+        "l1_sparse": [{**short, "lr": lr, "gamma": gamma} for lr in (0.03, 0.1) for gamma in (1e-3, 3e-3)],
+        "gradient_ascent": [{"steps": 10, "lr": lr} for lr in (0.003, 0.01, 0.03)],
+        "fisher": [{"noise": noise, "rows": 256} for noise in (0.005, 0.02)],
+    }
+    found = {}
+    for density in (1.0, 0.05):
+        trial = Case(bed, 99, density)
+        chosen = {method: tuned(trial, method, choices) for method, choices in spaces.items()}
+        chosen["influence"] = {"damping": 0.01, "iterations": 5}
+        cases = [Case(bed, seed, density) for seed in range(3)]
+        for method, settings in chosen.items():
+            found[density, method] = np.array([case.gaps(method, **settings) for case in cases])
+            print(f"{density} {method} {settings}: {shown(found[density, method])}", flush=True)
+        gold = [case.retrained for case in cases]
+        print(f"{density} retrained: " + ", ".join(
+            f"{name} {spread([100 * getattr(one, name) for one in gold])}" for name in NAMES),
+            f"{np.median([one.seconds for one in gold]):.2f} s, the attack right in",
+            spread([100 * one.attack for one in gold]), flush=True)  # fmt: skip
+    dense, sparse = found[1.0, "fine_tune"], found[0.05, "fine_tune"]
+    assert sparse[:, 0].mean() < 0.7 * dense[:, 0].mean()
+    assert sparse[:, 4].mean() < dense[:, 4].mean()
+    assert found[1.0, "l1_sparse"][:, 0].mean() < 0.7 * dense[:, 0].mean()
