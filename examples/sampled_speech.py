@@ -29,6 +29,7 @@ def recording():
     if missing(f"dictionary/audio/{SPEAKERS[1]}.ogg"):
         return gliding_harmonics(60_000), 8000, "gliding harmonics"
     samples, rate = speech(SPEAKERS[1], divide=3)
+    samples = (samples * (30_000 / np.abs(samples.astype(float)).max())).astype(np.int16)  # over all coarse levels
     return samples, rate, "a sentence read aloud"
 
 
@@ -69,9 +70,7 @@ def main(out: str = "sampled_speech.html", steps: str = "600", seconds: str = "2
     start = time.process_time()
     drawn = sampler.sample(kept, features=features[None, learned:])[0]
     spent = time.process_time() - start
-    print(
-        f"{kept} samples in {spent:.2f} s of one core: real-time factor {kept / rate / spent:.2f}; {sampler.stored} numbers stored"
-    )
+    print(f"{kept} samples in {spent:.2f} s of one core: real-time factor {kept / rate / spent:.2f}")
     panels = {f"recorded: {name}, not trained on": samples[learned:], "sampled from twelve bands": drawn}
     figure = make_subplots(2, 2, subplot_titles=list(panels), vertical_spacing=0.08, horizontal_spacing=0.06,
                            row_heights=[0.7, 0.3])  # fmt: skip
