@@ -4,11 +4,10 @@ The bed: 64-300-...-10 of depth 30 on the 8 x 8 digits of scikit-learn, rows sca
 
 Measured at layer 30 for eight seeds at sparsity 0.85: clipped at 1 the mean square is 0.86 to 1.07, whether the first
 layer has q = 1 or 1.4. Unclipped and started at q = 1.46 it is 1e8 to 1e12 in all eight; started at 1 the layers' own
-chance decides: 1e7 to 4e9 in five, 1e5 in one, and two lie near 1, where the map brings them back. The soft threshold: 1e16 to
-1e19 in four seeds unclipped, 0.87 to 1.14 clipped. Training at learning
-rate 3e-3 (momentum 0.9): unclipped the loss is lost at the third step in three seeds of four and the fourth stays at
-chance for its epoch; clipped 86.5 % after 600 steps with the sparsity at 0.855. 600 steps of 30 layers take most of a
-minute.
+chance decides: 1e7 to 4e9 in five, 1e5 in one, and two lie near 1, where the map brings them back. The soft threshold:
+1e16 to 1e19 in four seeds unclipped, 0.87 to 1.14 clipped. Training at learning rate 3e-3 (momentum 0.9): unclipped the
+loss is lost at the third step in three seeds of four and the fourth stays at chance for its epoch; clipped 86.5 % after
+600 steps with the sparsity at 0.855. 600 steps of 30 layers take most of a minute.
 """
 
 from __future__ import annotations
