@@ -1,7 +1,5 @@
 """Claims about laws of sparse models and about controls: S064, S150, S026."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
@@ -27,15 +25,9 @@ from tests.claims.network_bed import fit, mnist_bed, small_bed, spread
 
 
 def t5_runs():
-    """Sparsity, non-zero parameters (24 layers' worth of 12 width^2, times scale), steps and losses of 48 T5 runs."""
-    if why := sets.missing("networks/sparse_scaling_t5_c4.csv"):
-        pytest.skip(why)
-    with open(sets.data_root() / "networks/sparse_scaling_t5_c4.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    sparsity, scale, loss, steps = (
-        np.array([float(row[name]) for row in rows]) for name in ("sparsity", "scale", "val-loss", "steps")
-    )
-    return sparsity, 24 * 12 * 768**2 * scale * (1 - sparsity), steps, loss
+    """Sparsity, non-zero parameters, steps and losses of 48 T5 runs."""
+    runs = sets.scaling_runs()
+    return runs["sparsity"], runs["nonzeros"], runs["steps"], runs["loss"]
 
 
 @pytest.mark.claim("S064")

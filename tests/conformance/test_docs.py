@@ -61,7 +61,7 @@ PICTURES = {
     "lasso_path.py": ["6"], "mask_evolution.py": ["20"],
     "network_frontier.py": ["1", "20"], "penalties.py": [], "permutation_null.py": ["4"],
     "phase_transition.py": ["1", "30"], "planted_ticket.py": ["20", "40"], "retrieval_frontier.py": ["1"],
-    "sampled_speech.py": ["3", "0.1"],
+    "sampled_speech.py": ["3", "0.1"], "scaling_law.py": ["20"],
 }  # fmt: skip
 
 

@@ -170,3 +170,11 @@ def test_the_real_files(name, shape):
     table = sets.load(name)
     assert table.X.shape == shape
     assert np.isfinite(table.X).all()
+
+
+def test_runs_of_the_published_table():
+    runs = sets.scaling_runs()
+    assert {len(values) for values in runs.values()} == {48}
+    assert set(runs["sparsity"]) == {0, 0.5, 0.75, 0.875}
+    assert runs["nonzeros"].min() == 24 * 12 * 768**2 / 128
+    assert 1.5 < runs["loss"].min() < runs["loss"].max() < 3.2

@@ -38,6 +38,7 @@ __all__ = [
     "mnist",
     "names",
     "raw_text",
+    "scaling_runs",
     "texts",
     "tinyshakespeare",
     "uci",
@@ -171,6 +172,20 @@ def tinyshakespeare() -> list[str]:
 def wikitext2() -> list[str]:
     """The paragraphs of WikiText-2's validation part, 1.1 million characters, tokenised."""
     return texts("wikitext2")
+
+
+@register(kind="dataset", source="arXiv:2309.08520", example=lambda: scaling_runs())
+def scaling_runs() -> dict[str, np.ndarray]:
+    """48 language models (T5 on C4), dense and pruned while they trained.
+
+    Returns
+    -------
+    ``sparsity``, ``nonzeros`` (parameters outside embeddings that are not zero), ``steps`` of training and ``loss``
+    (validation, nats a token), each ``[48]``.
+    """
+    rows = np.genfromtxt(_HERE / "scaling_t5_c4.csv", delimiter=",", skip_header=1)
+    _, sparsity, scale, loss, steps = rows.T
+    return {"sparsity": sparsity, "nonzeros": 24 * 12 * 768**2 * scale * (1 - sparsity), "steps": steps, "loss": loss}
 
 
 # Sets under ELLZERO_DATA --------------------------------------------------------------------------------------------
