@@ -52,7 +52,7 @@ def test_the_notice_names_every_shipped_file():
     folder = sets._HERE
     notice = (folder / "NOTICE.md").read_text()
     files = [path.name for path in folder.iterdir() if path.suffix not in (".py", ".md", "") and path.is_file()]
-    assert len(files) == 2
+    assert len(files) == 3
     for name in files:
         assert f"`{name}`" in notice
 
