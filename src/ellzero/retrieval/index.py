@@ -242,6 +242,8 @@ class ImpactIndex:
             return "exhaustive", f"{windows} windows of {64 * self.block_size} documents leave nothing to skip"
         if k * 4 >= self.documents:
             return "exhaustive", f"k is {k} of {self.documents} documents, so most are scored anyway"
+        if k >= 6 * windows:
+            return "exhaustive", f"k is {k} over {windows} windows, so that nearly each holds hits"
         if each < 16 * windows:
             return "exhaustive", f"{each:.0f} postings a query over {windows} windows cost less than their bounds"
         return "bmp", f"{each:.0f} postings a query over {windows} windows: bounds cost a hundredth of them"
