@@ -4,10 +4,11 @@
 
 Documents are the paragraphs of tiny Shakespeare and of WikiText-2's validation part that ship with ellzero (7,222 and
 1,160); with ``--copies`` they stand that many times, each time under other words, so that the vocabulary grows with the
-collection. Queries are the first twelve words of 500 documents. Both split, drop English stop words and stem alike, weigh by the lucene form with k1 1.2 and b 0.75, and
-give the same scores, which is checked. "from texts" is everything: tokens, weights, index, queries, hits; "a query" is
-tokens and hits of one query on an index that stands, queries one by one; "batch" all in one call. Jobs take turns on one
-thread, the first turn is warm-up; seconds of the processor clock.
+collection. Queries are the first twelve words of 500 documents. Both split, drop English stop words and stem alike,
+weigh by the lucene form with k1 1.2 and b 0.75, and give the same scores, which is checked. "from texts" is
+everything: tokens, weights, index, queries, hits; "a query" is tokens and hits of one query on an index that stands,
+queries one by one; "batch" all in one call. Jobs take turns on one thread, the first turn is warm-up; seconds of the
+processor clock.
 
 Measured on 16,764 documents (two copies), two cores under a load of nine: from texts bm25s took 1.51 times our time, a
 query 4.2 times, a batch of queries 22 times, the index alone 1.06 times.
