@@ -103,7 +103,7 @@ class WaveRNNConfig:
 @register(
     kind="model", id="S148", source="arXiv:1802.08435", extra="torch",
     example=lambda: WaveRNNConfig(16, context=4).build(),
-    claim="a sparse state of many entries beats a dense one of as many weights",
+    claim="one recurrent layer with two softmaxes draws 16-bit sound, and most of its blocks can go",
 )  # fmt: skip
 class WaveRNN(nn.Module):
     """A recurrent layer whose state's halves give the coarse and the fine byte of each 16-bit sample.
