@@ -69,8 +69,7 @@ def block_gmp(
     """Gradual pruning of whole blocks of each matrix, by mean magnitude. Kalchbrenner et al. (2018), section 3.
 
     ``block`` is height and width: 16 outputs by 1 input, or 4 by 4; it divides each weight's shape (exclude others).
-    In a small ``WaveRNN`` at density 0.1 blocks of 16 x 1 were as good as single weights; that a wide sparse layer beats
-    a narrow dense one of as many weights did not show within a few hundred steps.
+    In a small ``WaveRNN`` at density 0.1 blocks of 16 x 1 were as good as single weights.
     """
     schedule = Cubic(1.0, checked_density(density), begin, end)
     if not (isinstance(block, tuple | list) and len(block) == 2):
