@@ -17,6 +17,7 @@ from ellzero.parts.allocations import (
     ER,
     ERK,
     Balanced,
+    Deviation,
     ERKPlus,
     FromScores,
     Global,
@@ -41,7 +42,7 @@ def drawn_scores(shapes, seed, levels=None):
 
 
 def test_every_allocation_is_registered():
-    named = {"ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform"}
+    named = {"ER", "ERK", "Balanced", "ERKPlus", "Deviation", "FromScores", "Global", "Pyramidal", "Uniform"}
     assert {type(example).__name__ for example in EXAMPLES} == named
 
 
@@ -190,6 +191,20 @@ def test_global_takes_tensors_and_minus_infinity():
     assert Global().densities(shapes, 0.5, scores) == {"a": 0.75, "b": 0.25}
 
 
+def test_deviation_is_one_multiple_of_each_layers_spread():
+    draw = np.random.default_rng(0)
+    scores = {"a": abs(draw.standard_normal((40, 30))), "b": abs(0.01 * draw.standard_normal((30, 20)))}
+    shapes = {name: array.shape for name, array in scores.items()}
+    counts = Deviation().counts(shapes, 0.2, scores)
+    assert sum(counts.values()) == 360
+    assert counts["b"] / 600 == pytest.approx(counts["a"] / 1200, abs=0.03)  # the scale of a layer plays no part
+    assert counts["b"] > Global().counts(shapes, 0.2, scores)["b"] == 0
+    cuts = [np.sort(scores[n].ravel())[-counts[n]] / np.sqrt((scores[n] ** 2).mean()) for n in shapes]
+    assert cuts[0] == pytest.approx(cuts[1], rel=0.01)
+    closed = {"a": np.array([-np.inf, 1.0, 2.0, 3.0]), "b": np.zeros(4)}
+    assert Deviation().counts({"a": (4,), "b": (4,)}, 0.375, closed) == {"a": 3, "b": 0}
+
+
 def test_from_scores_that_are_all_zero_is_uniform():
     shapes = {"a": (4, 5), "b": (10,)}
     assert FromScores().densities(shapes, 0.5, {n: np.zeros(s) for n, s in shapes.items()}) == {"a": 0.5, "b": 0.5}
@@ -211,7 +226,7 @@ def test_empty_shapes_are_refused(allocation, shapes):
         allocation.counts(shapes, 0.5, {})
 
 
-@pytest.mark.parametrize("allocation", [Global(), FromScores()], ids=repr)
+@pytest.mark.parametrize("allocation", [Global(), Deviation(), FromScores()], ids=repr)
 @pytest.mark.parametrize("scores", [None, {}, {"a": np.zeros(3)}, {"a": np.full((2, 3), np.nan)}])
 def test_missing_or_broken_scores_are_refused(allocation, scores):
     with pytest.raises(InputError, match="scores"):

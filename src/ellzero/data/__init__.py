@@ -2,8 +2,8 @@
 
 Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``features`` (a world
 of planted features to sample from), ``dynamics`` (systems driven by paths), ``multitask`` (related regression tasks),
-``bandits`` (actions and their rewards), ``audio`` (speech, gliding harmonics) and ``sets`` (tables, images and texts by
-name). Does not live here: readers of the user's files (``io``), splits (``compare``), the stream of a model's
+``bandits`` (actions and their rewards), ``audio`` (speech, gliding harmonics), ``grammar`` (strings) and ``sets``
+(tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), the stream of a model's
 activations (``models``).
 """
 
@@ -23,11 +23,12 @@ __getattr__, __dir__, __all__ = lazy(
         "misspecified_bandit": "bandits",
         "planted_features": "generators",
         "planted_regression": "generators",
+        "reber": "grammar",
         "shared_subspace_tasks": "multitask",
         "sparse_signals": "generators",
         "speech": "audio",
         "superposed_features": "generators",
         "texts": "sets",
     },
-    ("audio", "bandits", "dynamics", "features", "generators", "multitask", "sets"),
+    ("audio", "bandits", "dynamics", "features", "generators", "grammar", "multitask", "sets"),
 )

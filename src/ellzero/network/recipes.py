@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ellzero.errors import InputError, check, check_choice, check_integer
-from ellzero.parts.allocations import ERK, Balanced, ERKPlus, Global, Pyramidal, Uniform
+from ellzero.parts.allocations import ERK, Balanced, Deviation, ERKPlus, Global, Pyramidal, Uniform
 from ellzero.parts.schedules import Constant, Cosine, Cubic, OneShot
 from ellzero.parts.scores import Gradient, Magnitude, Momentum, Random
 from ellzero.registry import register
@@ -96,7 +96,7 @@ def checked_density(density: float) -> float:
 
 ALLOCATIONS: Mapping[str, Any] = {
     "uniform": Uniform(), "erk": ERK(), "global": Global(), "erk+": ERKPlus(), "balanced": Balanced(),
-    "pyramidal": Pyramidal(),
+    "pyramidal": Pyramidal(), "deviation": Deviation(),
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from ellzero.errors import InputError, check
 from ellzero.registry import register
 
-__all__ = ["ER", "ERK", "Balanced", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform", "kept_count",
-           "shared_out"]  # fmt: skip
+__all__ = ["ER", "ERK", "Balanced", "Deviation", "ERKPlus", "FromScores", "Global", "Pyramidal", "Uniform",
+           "kept_count", "shared_out"]  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -296,6 +296,34 @@ class Global:
             counts[name] += tied
             left -= tied
         return counts
+
+
+@register(kind="allocation", id="S046", source="arXiv:1606.09274; arXiv:2107.12917", example=lambda: Deviation())
+@dataclass(frozen=True)
+class Deviation:
+    """The threshold ``c sigma`` in a layer whose scores spread by ``sigma``, with one ``c`` that meets the budget.
+
+    ``sigma`` is the root mean square of the scores: for magnitudes, the standard deviation of weights of mean 0.
+    See et al. (2016), class-distribution. Ties go to the earlier layer.
+    """
+
+    def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The kept fraction of each layer."""
+        return Global().densities(shapes, density, self._scaled(shapes, scores))
+
+    def counts(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The kept entries of each layer; their sum is exact."""
+        return Global().counts(shapes, density, self._scaled(shapes, scores))
+
+    def _scaled(self, shapes: Shapes, scores: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+        _sizes(shapes)
+        found = {}
+        for name, array in _layer_scores(shapes, scores, "the allocation Deviation").items():
+            array = array.astype(np.float64)
+            open_ = array[np.isfinite(array)]  # -inf marks entries that are closed
+            sigma = math.sqrt(float(np.mean(open_**2))) if open_.size else 0.0
+            found[name] = array / sigma if sigma > 0 else array
+        return found
 
 
 @register(kind="allocation", source="arXiv:1907.04840", example=lambda: FromScores())
