@@ -4,8 +4,8 @@
 
 The network sees twelve bands of a sentence's spectrogram, 115 times a second, and draws the 16-bit samples; the last
 seconds of the recording are kept from it. After a thousand steps (two minutes of one core) it whispers: the rhythm and
-the bands are there, harmonics want far more training. Recordings are read from ``ELLZERO_DATA`` (extra ``audio``); without them it
-learns gliding harmonics.
+the bands are there, harmonics want far more training. Recordings are read from ``ELLZERO_DATA`` (extra ``audio``);
+without them it learns gliding harmonics.
 """
 
 import sys
