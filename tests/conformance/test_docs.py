@@ -57,7 +57,7 @@ def test_links_lead_somewhere(page):
 
 PICTURES = {
     "dead_latents.py": ["30"], "digit_latents.py": ["20"], "sae_frontier.py": ["1", "5"],
-    "essential_sparsity.py": ["60"], "growing_collection.py": ["100,300,600"],
+    "essential_sparsity.py": ["60"], "evolved_ticket.py": ["3", "2"], "growing_collection.py": ["100,300,600"],
     "lasso_path.py": ["6"], "mask_evolution.py": ["20"],
     "network_frontier.py": ["1", "20"], "penalties.py": [], "permutation_null.py": ["4"],
     "phase_transition.py": ["1", "30"], "planted_ticket.py": ["20", "40"], "retrieval_frontier.py": ["1"],
