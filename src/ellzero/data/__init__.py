@@ -3,8 +3,8 @@
 Lives here: ``generators`` (sparse linear systems, sparse codes, feature trees, superposition), ``features`` (a world
 of planted features to sample from), ``dynamics`` (systems driven by paths), ``multitask`` (related regression tasks),
 ``bandits`` (actions and their rewards), ``audio`` (speech, gliding harmonics), ``grammar`` (strings) and ``sets``
-(tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), the stream of a model's
-activations (``models``).
+(tables, images and texts by name). Does not live here: readers of the user's files (``io``), splits (``compare``), the
+stream of a model's activations (``models``).
 """
 
 from __future__ import annotations
