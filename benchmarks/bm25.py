@@ -98,9 +98,8 @@ def main() -> None:
                     times.setdefault((job, name), []).append(seconds)
     off = max(float(np.abs(a[: len(b)] - b[: len(a)]).max(initial=0)) for a, b in zip(scores["ours"], scores["bm25s"]))
     print(f"{len(texts)} documents, {QUERIES} queries of {LENGTH} words, k = {asked.k}; {setting()}")
-    print(
-        f"largest difference of scores {off:.3g} of {max(float(b.max()) for b in scores['bm25s']):.3g} (ours has 8 bits)"
-    )
+    largest = max(float(b.max()) for b in scores["bm25s"])
+    print(f"largest difference of scores {off:.3g} of {largest:.3g} (ours has 8 bits)")
     for job in ("index", "batch", "a query", "from texts"):
         mine, peer = (statistics.median(times[job, name]) for name in engines)
         print(f"{job:12} ours {mine * 1e3:10.3f} ms   bm25s {peer * 1e3:10.3f} ms   bm25s / ours {peer / mine:.2f}")
