@@ -88,10 +88,14 @@ def test_tables_are_looked_up_as_the_head_says(tmp_path):
                 row[ids] = head.lookup.detach().numpy()[ids]
             wanted = wanted if columns is None else wanted[:, columns]
             np.testing.assert_array_equal(found.toarray(), wanted)
-    with torch.no_grad():
-        batch = backbone.batch(texts[:6], states=False)
-    assert batch.states is None
-    same(SparseEncoder(head, head, backbone).encode_query(texts[:6]), _csr(head(batch)))
+
+
+def test_words_are_forgotten_when_they_are_too_many(tmp_path, monkeypatch):
+    backbone = tiny.bert(tmp_path, max_length=64)
+    before = [backbone.own_pieces([text])[0] for text in TEXTS]
+    monkeypatch.setattr("ellzero.retrieval.backbone.WORDS", 3)
+    assert [backbone.own_pieces([text])[0] for text in TEXTS] == before == backbone.own_pieces(TEXTS)
+    assert len(backbone._words) <= len(set(" ".join(TEXTS).split()))
 
 
 def _csr(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from ellzero.errors import InputError
@@ -18,7 +19,7 @@ from ellzero.registry import entries
 from ellzero.retrieval.examples import spans
 from ellzero.retrieval.from_corpus import train_on_corpus
 from ellzero.retrieval.losses import DistilKL, InfoNCE, MarginMSE, SpladeLoss
-from ellzero.retrieval.presets import METHODS
+from ellzero.retrieval.presets import METHODS, RetrievalMethod
 from ellzero.retrieval.recipes import RECIPES, TrainingRecipe, recipe
 from ellzero.retrieval.states import TokenStates
 from tests.retrieval.test_trainer import QUERIES, TEXTS, backbone  # noqa: F401
@@ -128,6 +129,27 @@ def test_left_out_columns_change_no_score_and_the_penalty_on_average_not(backbon
     assert np.mean(drawn) == pytest.approx(whole, abs=4 * np.std(drawn) / 300**0.5)
     with pytest.raises(InputError, match="columns: document_terms"):
         SparseTrainer(enc, SpladeLoss(InfoNCE(), document_penalty=L0Mask(threshold=3)), columns=3)
+
+
+def test_learned_queries_of_their_own_terms_leave_columns_out_too(backbone):  # noqa: F811
+    """Loss and derivatives, of the query's head too."""
+    from ellzero.retrieval.trainer import SparseTrainer
+    from tests.retrieval.test_trainer import examples
+
+    enc, loss, found = RetrievalMethod("mlp", "mlm").encoder(backbone), SpladeLoss(InfoNCE()), []
+    held = replace(examples(backbone, 2), queries=TokenStates.of(backbone, QUERIES))
+    with torch.no_grad():
+        enc.query_head.linear.weight.copy_(torch.linspace(-1, 1, backbone.width))
+    for columns in (None, 3):
+        enc.zero_grad()
+        value = SparseTrainer(enc, loss, columns=columns).batch_loss(held, np.arange(3))
+        value.backward()
+        found.append([value.detach(), enc.query_head.linear.weight.grad, enc.document_head.bias.grad])
+    for whole, some in zip(*found):
+        torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-6)
+    assert found[0][1].abs().sum() > 0
+    with pytest.raises(InputError, match="columns: some can be left out"):
+        SparseTrainer(RetrievalMethod("mlm", "mlm", shared=True).encoder(backbone), loss, columns=3)
 
 
 def test_refusals(backbone):  # noqa: F811

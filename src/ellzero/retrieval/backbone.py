@@ -119,14 +119,9 @@ class Backbone(nn.Module):
         room = self.max_length - (0 if self.echo else self.tokenizer.num_special_tokens_to_add())
         if not self._by_word:
             return [ids[:room] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        found = []
-        for text in texts:
-            ids: list[int] = []
-            for word in _WORD(text):
-                known = self._words.get(word)
-                ids += self._learn(word) if known is None else known
-            found.append(ids[:room])
-        return found
+        split = [_WORD(text) for text in texts]
+        known = self._learned(split)
+        return [[piece for word in words for piece in known[word]][:room] for words in split]
 
     @cached_property
     def _by_word(self) -> bool:
@@ -138,12 +133,17 @@ class Backbone(nn.Module):
             _BLANK(token) for token in self.tokenizer.get_added_vocab()
         )
 
-    def _learn(self, word: str) -> list[int]:
-        if len(self._words) >= WORDS:
-            self._words.clear()
-        made = self.tokenizer(word, add_special_tokens=False)["input_ids"]
-        self._words[word] = made
-        return made
+    def _learned(self, split: list[list[str]]) -> dict[str, list[int]]:
+        """The pieces of all these words: one call for the new ones, as one for each takes longer than the rest."""
+        wanted = dict.fromkeys(word for words in split for word in words)
+        known = self._words
+        new = [word for word in wanted if word not in known]
+        if len(known) + len(new) > WORDS:
+            known = self._words = {}  # not cleared: another thread may still be reading
+            new = list(wanted)
+        if new:
+            known.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"]))
+        return known
 
     def batch(self, texts: Iterable[str], *, max_length: int | None = None, states: bool = True) -> TokenBatch:
         """Texts as one batch, differentiable where the model's parameters are; without ``states`` nothing is run."""

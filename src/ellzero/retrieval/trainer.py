@@ -20,7 +20,7 @@ from ellzero.parts.activity import Flops
 from ellzero.parts.schedules import Linear
 from ellzero.retrieval.encoder import SparseEncoder
 from ellzero.retrieval.examples import Examples
-from ellzero.retrieval.heads import MLMHead
+from ellzero.retrieval.heads import MLMHead, MLPHead
 from ellzero.retrieval.losses import SpladeLoss
 from ellzero.retrieval.states import TokenBatch
 from ellzero.rng import rng
@@ -64,9 +64,9 @@ class SparseTrainer:
     lr : peak learning rate. rates : factors on it by pattern of the parameter's name, the first that fits; 0 freezes.
     steps, batch_size : of the optimiser; a batch is of examples.
     columns : of documents, only the columns of the batch's query terms and so many others, drawn anew each step, are
-        computed. Scores stay exact where queries are tables (their other terms are 0), and a sum over columns such as
-        ``Flops`` is estimated without bias. A step is then cheaper by about the vocabulary over ``columns``. None for
-        all; an ``L0Mask``, which counts, needs all.
+        computed. Scores stay exact where queries have no terms beside their own (tables and MLP heads), and a sum over
+        columns such as ``Flops`` is estimated without bias. A step is then cheaper by about the vocabulary over
+        ``columns``. None for all; an ``L0Mask``, which counts, needs all.
     candidates : what a query is scored against: its ``"own"`` list, the batch's ``"positives"`` and its own negatives
         (Formal et al., 2021), or ``"all"`` documents of the batch. Known answers of the query are never its negatives.
     warmup : share of the steps over which the rate rises; it falls to 0 at the end, or stays with ``decay=False``.
@@ -166,8 +166,10 @@ class SparseTrainer:
     def _sampled(self, columns: int) -> int:
         """The number of columns, if heads and penalty allow for leaving some out."""
         check_integer("columns", columns, at_least=1)
-        if not hasattr(self.encoder.query_head, "lookup") or not isinstance(self.encoder.document_head, MLMHead):
-            raise InputError("columns: some can be left out where queries are a table and documents have an MLM head")
+        own = isinstance(self.encoder.query_head, MLPHead) or hasattr(self.encoder.query_head, "lookup")
+        if not own or not isinstance(self.encoder.document_head, MLMHead):
+            raise InputError("columns: some can be left out where queries have no terms beside their own (a table, an "
+                             "MLP head) and documents have an MLM head")  # fmt: skip
         if self.encoder.document_terms is not None or not isinstance(self.loss.document_penalty, Flops | None):
             raise InputError("columns: document_terms and penalties other than Flops need all; want None")
         return columns
