@@ -72,7 +72,7 @@ def test_an_evolved_ticket_trains_by_evolution_and_by_gradients_on_small_digits(
 @pytest.mark.parametrize("strategy", ["snes", "sep_cma_es"])
 def test_signal_to_noise_against_size_and_chance_at_97_percent(strategy):
     bed, density = replace(small_bed(), hidden=(32,)), 0.03
-    fit, densities, seeds = fit_of(bed, 120, 64, strategy), geometric_densities(density, 4), 4
+    fit, densities, seeds = fit_of(bed, 120, 64, strategy), geometric_densities(density, 4), 3
     rows = {}
     with threads_for(0):
         for seed in range(seeds):

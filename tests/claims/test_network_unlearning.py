@@ -87,21 +87,21 @@ def tuned(case, method, choices):
 @pytest.mark.claim("S140")
 def test_pruning_first_and_a_falling_penalty_close_the_gap_on_mnist():
     bed = mnist_bed()
-    rows = np.r_[:2000, bed.split : len(bed.y)]
-    bed = replace(bed, X=bed.X[rows], y=bed.y[rows], split=2000, steps=940, batch_size=64)
-    short = {"steps": 94}
+    rows = np.r_[:1500, bed.split : len(bed.y)]
+    bed = replace(bed, X=bed.X[rows], y=bed.y[rows], split=1500, steps=700, batch_size=64)
+    short = {"steps": 70}
     spaces = {
         "fine_tune": [{**short, "lr": lr} for lr in (0.01, 0.03, 0.1)],
-        "l1_sparse": [{**short, "lr": lr, "gamma": gamma} for lr in (0.03, 0.1) for gamma in (1e-3, 3e-3)],
-        "gradient_ascent": [{"steps": 10, "lr": lr} for lr in (0.003, 0.01, 0.03)],
-        "fisher": [{"noise": noise, "rows": 256} for noise in (0.005, 0.02)],
+        "l1_sparse": [{**short, "lr": 0.1, "gamma": gamma} for gamma in (1e-3, 3e-3)],
+        "gradient_ascent": [{"steps": 10, "lr": lr} for lr in (0.03, 0.1)],
+        "fisher": [{"noise": noise, "rows": 128} for noise in (0.02, 0.05)],
     }
     found = {}
-    for density in (1.0, 0.05):
+    for density in (1.0, 0.05, 0.02):
         trial = Case(bed, 99, density)
         chosen = {method: tuned(trial, method, choices) for method, choices in spaces.items()}
         chosen["influence"] = {"damping": 0.01, "iterations": 5}
-        cases = [Case(bed, seed, density) for seed in range(3)]
+        cases = [Case(bed, seed, density) for seed in range(2)]
         for method, settings in chosen.items():
             found[density, method] = np.array([case.gaps(method, **settings) for case in cases])
             print(f"{density} {method} {settings}: {shown(found[density, method])}", flush=True)
@@ -110,7 +110,7 @@ def test_pruning_first_and_a_falling_penalty_close_the_gap_on_mnist():
             f"{name} {spread([100 * getattr(one, name) for one in gold])}" for name in NAMES),
             f"{np.median([one.seconds for one in gold]):.2f} s, the attack right in",
             spread([100 * one.attack for one in gold]), flush=True)  # fmt: skip
-    dense, sparse = found[1.0, "fine_tune"], found[0.05, "fine_tune"]
+    dense, sparse = found[1.0, "fine_tune"], found[0.02, "fine_tune"]
     assert sparse[:, 0].mean() < 0.7 * dense[:, 0].mean()
     assert sparse[:, 4].mean() < dense[:, 4].mean()
     assert found[1.0, "l1_sparse"][:, 0].mean() < 0.7 * dense[:, 0].mean()
