@@ -17,6 +17,7 @@ TASKS = {
     "pruning-at-initialisation": "ellzero.compare.tasks.pruning_at_initialisation:PruningAtInitialisation",
     "n-of-m": "ellzero.compare.tasks.n_of_m:NOfM",
     "unlearning": "ellzero.compare.tasks.unlearning:Unlearning",
+    "bayes": "ellzero.compare.tasks.bayes:Bayes",
     "autoencoder": "ellzero.compare.tasks.autoencoder:Autoencoder",
     "retrieval": "ellzero.compare.tasks.retrieval:Retrieval",
 }
