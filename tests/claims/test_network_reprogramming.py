@@ -1,4 +1,12 @@
-"""Tickets nearly as good as dense at home, linearly probed and visually reprogrammed on other digits."""
+"""Tickets nearly as good as dense at home, linearly probed and visually reprogrammed on other digits.
+
+Measured from MNIST (784-300-100-10, 630 steps) to 50 shots a class of the 8 x 8 digits, resized to 16 x 16 within a
+frame (ticket at 3 % after three cycles, one seed): at home 95.1 dense and 94.2 %, probed 93.6 and 94.5, prompted 88.3
+and 79.2. On the small digits, mirrored, to 6 x 6 (5 % at once, 2 seeds): at home 97.3 and 93.8, probed 92.8 and 89.9,
+prompted 49.1 and 40.2. So a prompt tells networks apart that a probe does not. The dense network is not always better
+calibrated: under the prompt from MNIST its error was 6.4 points against the ticket's 5.2, after temperature scaling 2.4
+against 4.0; small and mirrored 8.2 against 10.1.
+"""
 
 from __future__ import annotations
 

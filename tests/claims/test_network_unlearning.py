@@ -1,4 +1,13 @@
-"""Pruned first, a network forgets by fine-tuning what a dense one keeps: the gap to retraining under the same masks."""
+"""Pruned first, a network forgets by fine-tuning what a dense one keeps: the gap to retraining under the same masks.
+
+Measured on 1500 rows of MNIST, a fifth with a label drawn at random, all of them memorised (784-300-100-10, 700 steps;
+a tenth to forget, 2 seeds; the settings with the smallest gap on a third). Error on the rows to forget, short of
+retraining, in points: fine-tuning for a tenth of the steps 32.3 +- 1.0 dense and 20.7 +- 2.0 at 5 %; with the falling
+L1 penalty 18.3 +- 3.0 dense and 17.0 +- 3.7 at 5 %. Mean gap of the four metrics: 20.7 and 12.1, with the penalty 12.5
+and 8.9; up the gradient 20.5 and 11.7, Fisher noise 20.1 and 13.5, one Newton step 19.8 and 10.8. At 5 % the network
+still knows 99.8 % of the retained labels; at 2 % of 2000 rows, of which it cannot memorise all, the error's gap is 10.0
+against 31.0 dense (one seed). The penalty costs 8 points of accuracy on noisy retained rows dense, and 1 at 5 %.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +106,7 @@ def test_pruning_first_and_a_falling_penalty_close_the_gap_on_mnist():
         "fisher": [{"noise": noise, "rows": 128} for noise in (0.02, 0.05)],
     }
     found = {}
-    for density in (1.0, 0.05, 0.02):
+    for density in (1.0, 0.05):
         trial = Case(bed, 99, density)
         chosen = {method: tuned(trial, method, choices) for method, choices in spaces.items()}
         chosen["influence"] = {"damping": 0.01, "iterations": 5}
@@ -110,7 +119,7 @@ def test_pruning_first_and_a_falling_penalty_close_the_gap_on_mnist():
             f"{name} {spread([100 * getattr(one, name) for one in gold])}" for name in NAMES),
             f"{np.median([one.seconds for one in gold]):.2f} s, the attack right in",
             spread([100 * one.attack for one in gold]), flush=True)  # fmt: skip
-    dense, sparse = found[1.0, "fine_tune"], found[0.02, "fine_tune"]
-    assert sparse[:, 0].mean() < 0.7 * dense[:, 0].mean()
-    assert sparse[:, 4].mean() < dense[:, 4].mean()
+    dense, sparse = found[1.0, "fine_tune"], found[0.05, "fine_tune"]
+    assert sparse[:, 0].mean() < 0.75 * dense[:, 0].mean()
+    assert sparse[:, 4].mean() < 0.75 * dense[:, 4].mean()
     assert found[1.0, "l1_sparse"][:, 0].mean() < 0.7 * dense[:, 0].mean()

