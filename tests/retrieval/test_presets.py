@@ -1,5 +1,7 @@
 """The table of retrievers: every row is built and encodes; the two-by-two map."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,19 @@ def test_every_row_is_built_and_encodes(tmp_path, name, mlm):
         assert (one.query_head.kind, one.document_head.kind) == (row.query_head, row.document_head)
     assert describe_retriever(one) == describe_retriever(row)
     assert one.vocabulary == [backbone.vocabulary[piece] for piece in pieces_of(backbone, TEXTS)]
+
+
+def test_the_page_lists_every_row():
+    """In the order of the table, as ``describe_retriever`` has it."""
+    found = []
+    for name, row in METHODS.items():
+        place = describe_retriever(row)
+        penalties = (row.query_penalty, row.document_penalty)
+        thinned = {(None, None): "nothing", (None, "flops"): "FLOPs of documents", ("flops", "flops"): "FLOPs of both"}
+        by = thinned[penalties] if row.document_terms is None else f"the {row.document_terms} largest"
+        found.append(f"| `{name}` | {place.query} | {place.document} | {by} |")
+    page = Path(__file__).resolve().parents[2] / "docs" / "retrieval.md"
+    assert "\n".join(["| method | queries | documents | thinned by |", "|---|---|---|---|", *found]) in page.read_text()
 
 
 def test_from_a_folder(tmp_path):

@@ -91,14 +91,15 @@ class L1Activity:
 
 
 @register(kind="activity", id="S098", source="arXiv:2504.14839", example=lambda: L0Mask(threshold=2),
-          claim="documents that are sparse already are spared; their lengths spread less at the same mean")  # fmt: skip
+          claim="documents that are sparse already are spared at no loss of quality")  # fmt: skip
 @dataclass(frozen=True, eq=False)
 class L0Mask:
     """Another penalty, of the rows with more than ``threshold`` active entries only. Geng et al. (2025).
 
     ``penalty(M(x) x)`` with ``M(x_i) = 1`` where ``||x_i||_0 > threshold``, else 0. The mask is a constant for the
     derivative, and the batch keeps its size: a row that is masked counts as a row of zeros. Rows then stay near the
-    threshold, so it belongs slightly below the budget.
+    threshold, so it belongs slightly below the budget. That lengths spread less at the same mean, as reported for whole
+    models, was not seen with heads on a frozen body and texts of 48 tokens: quartiles 13 apart, 14 without the mask.
     """
 
     penalty: Any = field(default_factory=Flops)

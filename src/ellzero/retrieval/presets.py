@@ -168,9 +168,13 @@ def splade() -> RetrievalMethod:
     return RetrievalMethod("mlm", "mlm", shared=True, pooling="sum", query_penalty="flops", document_penalty="flops")
 
 
-@_row(id="S144", source="arXiv:2109.10086", claim="max over tokens is at least as good as their sum")
+@_row(id="S144", source="arXiv:2109.10086", claim="at as many terms, the maximum over tokens is ahead of their sum")
 def splade_v2() -> RetrievalMethod:
-    """SPLADE with the maximum over tokens, taught by a cross-encoder's margins. Formal et al. (2021b)."""
+    """SPLADE with the maximum over tokens, taught by a cross-encoder's margins. Formal et al. (2021b).
+
+    Pooling alone, heads on a frozen all-MiniLM-L6-v2, IDF queries, no labels, MED at 60 terms a document, one seed:
+    nDCG@10 0.707 by the maximum, 0.650 by the sum; the interval of the gain over 30 queries is -0.016 to 0.134.
+    """
     return RetrievalMethod(
         "mlm", "mlm", shared=True, query_penalty="flops", document_penalty="flops", supervision="distillation"
     )
@@ -236,9 +240,17 @@ def sparta() -> RetrievalMethod:
     return RetrievalMethod("binary", "mlm", document_terms=2000)
 
 
-@_row(id="S167", source="arXiv:2303.13416", claim="expansion of queries and of documents cancel")
+@_row(id="S167", source="arXiv:2303.13416", claim="without expansion of queries a fraction of the postings is touched; "
+      "weights of documents matter most")  # fmt: skip
 def splade_without_query_expansion() -> RetrievalMethod:
-    """Weighted queries, expanded documents: the authors' own row, as good as SPLADE at a fraction of the postings."""
+    """Weighted queries, expanded documents: the authors' own row.
+
+    Against queries that are expanded too, heads on a frozen all-MiniLM-L6-v2, no labels, 80 steps, one seed: on MED 34
+    times fewer postings a query at nDCG@10 0.716 and 0.740, on Cranfield 12 times fewer at 0.318 and 0.308; both
+    differences are inside the noise of the queries. Weights of documents add 0.059 and 0.040 of nDCG@10 over the other
+    factors, weights of queries 0.018 and 0.027, expansion of documents -0.027 and 0.011. That expansion of one side
+    makes up for that of the other was not told by so short a training.
+    """
     return RetrievalMethod("mlp", "mlm", document_penalty="flops", supervision="distillation")
 
 
