@@ -145,7 +145,7 @@ class SearchResult:
 
 @register(
     kind="method", wing="network", id="S049", source="arXiv:2207.06968", extra="torch",
-    claim="operations chosen for the pruned network suit it better than those chosen for the dense one",
+    claim="operations chosen under their masks suit the pruned network better than operations at random",
 )  # fmt: skip
 class SparseSearch:
     """Differentiable architecture search with sparse operations. Mousavi et al. (2022), algorithm 1.
@@ -154,6 +154,10 @@ class SparseSearch:
     batches, a step each in turn. Three phases: dense weights with the masks open and the logits at rest; scores with
     the weights frozen (scores start in proportion to the weights); weights under the masks. Where nothing is masked it
     is plain DARTS: the second phase falls away.
+
+    The paper's margin over searching dense and pruning afterwards did not show on three places of a small perceptron at
+    5 % of the weights: the difference after retraining was -6.2 and +4.4 points on two seeds, its sign a matter of the
+    seed. Retrain several choices.
 
     Parameters
     ----------
