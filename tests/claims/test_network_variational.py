@@ -84,8 +84,8 @@ def dense_vi(bed, seed, lr, temperature=0.3):
 
 
 def shown(name, rows):
-    rows = np.asarray(rows)
-    return f"{name}: accuracy {spread(100 * rows[:, 0])}, log loss {spread(rows[:, 1])}, ECE {spread(rows[:, 2])}"
+    accuracy, loss, error = (spread(100 * column) for column in np.asarray(rows).T[:3])
+    return f"{name}, in hundredths: accuracy {accuracy}, log loss {loss}, ECE {error}"
 
 
 @pytest.mark.claim("S160")
