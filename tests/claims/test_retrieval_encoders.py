@@ -93,7 +93,8 @@ def test_queries_without_a_transformer(monkeypatch):
 def test_one_learned_weight_a_token_beats_a_binary_match(bed, name):
     """770 numbers (384 weights and a bias for either side) trained without labels, three seeds.
 
-    Against the same model with all weights 1, which is where the training begins.
+    Against the same model with all weights 1, which is where the training begins: on Cranfield 0.321 and 0.243, a gain
+    of 0.078 [0.055, 0.100], on MED 0.692 and 0.625, 0.067 [0.017, 0.120], every seed near the mean.
     """
     whole = bed(name)
     examples, teacher = whole.taught()
