@@ -194,3 +194,21 @@ def test_bad_input():
             conv(x)
     with pytest.raises(InputError, match="smaller than the kernel"):
         conv(torch.ones(1, 4, 2, 8))
+
+
+@pytest.mark.parametrize("layout", ["csr", "condensed"])
+def test_an_optimiser_made_before_loading_trains_what_was_loaded(layout):
+    weight = torch.zeros(6, 8)
+    weight[:, :3] = 1.0
+    other = torch.roll(2 * weight, 2, dims=1)  # as many values at other places
+    linears = [nn.Linear(8, 6) for _ in range(2)]
+    for linear, values in zip(linears, (weight, other)):
+        linear.weight.data = values
+    sparse, loaded = (SparseLinear.from_linear(linear, layout) for linear in linears)
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1)
+    sparse.load_state_dict(loaded.state_dict())
+    x = torch.ones(2, 8)
+    assert torch.allclose(sparse(x), loaded(x))
+    sparse(x).sum().backward()
+    optimizer.step()
+    assert torch.allclose(sparse(x), loaded(x) - 2 * 0.1 * 3 - 2 * 0.1)  # three inputs of one each, and the bias

@@ -44,6 +44,10 @@ def _trains(layout: Layout) -> bool:
     return isinstance(layout, CSR | RowGroup | Condensed) and layout.value.dtype in (np.float32, np.float64)
 
 
+def _dtype_of(layout: Layout) -> torch.dtype:
+    return torch.from_numpy(layout.value[:0]).dtype
+
+
 class _Sparse(nn.Module):
     """A layout as parameters and buffers: ``value`` is a parameter where it can train, all else are buffers."""
 
@@ -131,6 +135,14 @@ class _Sparse(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Read with the arrays, in ``_load_from_state_dict``."""
 
+    def _take(self, layout: Layout) -> None:
+        """Another layout in the same parameter where that fits, so that an optimiser made before goes on holding it."""
+        same = self._train_values and _trains(layout) and layout.name == self._facts["layout"]
+        if same and layout.value.shape == tuple(self.value.shape) and self.value.dtype == _dtype_of(layout):
+            self.rewire(layout)
+        else:
+            self._hold(layout)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Another pattern, and even another layout, of the same shape may be loaded: it is checked and taken whole."""
         extra = state_dict.get(prefix + "_extra_state")
@@ -143,7 +155,7 @@ class _Sparse(nn.Module):
             kind = base.layouts()[check_choice(f"{prefix}layout", facts.get("layout"), base.layouts())]
             own = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
             arrays = {name: own[name].detach().numpy() for name in own if name not in ("bias", "_extra_state")}
-            self._hold(kind.from_parts(arrays, facts))
+            self._take(kind.from_parts(arrays, facts))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
