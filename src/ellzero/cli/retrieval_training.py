@@ -75,7 +75,8 @@ def train_retrieval(
     sample = encoder.encode_document(texts[:200])
     encoder.save(out)
     record = {
-        "recipe": recipe, "model": str(model), "documents": len(texts), "queries": len(asked or []), "steps": made.steps,
+        "recipe": recipe, "model": str(model), "documents": len(texts), "queries": len(asked or []),
+        "steps": made.steps,
         "batch_size": made.batch_size, "lr": made.lr, "penalty": penalty, "terms": terms, "body": body, "seed": seed,
         "columns": len(encoder.vocabulary), "rounds": list(done.rounds),
         "terms_per_document": sample.nnz / sample.shape[0],

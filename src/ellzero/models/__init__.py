@@ -1,8 +1,8 @@
 """Models to work on, and the one door to a user's own.
 
 Lives here: reference nets (MLP, CNN, residual net, transformer with tokenizer, WaveRNN), ``attach.attach`` and ``swap``
-for any module, ``ActivationStream`` (and ``JointStream`` of several modules), ``load_model`` for Hugging Face folders, and the
-language model that ships.
+for any module, ``ActivationStream`` (and ``JointStream`` of several modules), ``load_model`` for Hugging Face folders,
+and the language model that ships.
 Does not live here: training loops and losses (``training``), or any method that makes something sparse.
 Needs the extra ``torch``; ``load_model`` of a Hugging Face folder needs ``hf``.
 """
