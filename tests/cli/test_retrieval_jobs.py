@@ -264,7 +264,7 @@ def test_what_the_bar_says():
     with progress(console, shown=True) as (report, last):
         report(step)
     assert last == [step]
-    assert re.search(r"25%\s+3,000 documents, 250 a second, \d+ MiB, 0:00:30 left", screen.getvalue())
+    assert re.search(r"25%\s+3,000 documents, 250 a second, [\d.]+ [MG]iB, 0:00:30 left", screen.getvalue())
     screen.truncate(0)
     with progress(console, shown=False) as (report, _):
         report(step)
