@@ -66,10 +66,14 @@ class Description:
 
 @register(
     id="S026", kind="method", wing="network", source="arXiv:2302.02596", name="describe",
-    claim="a mask shuffled within its layers trains to the accuracy of the one that SNIP chose",
+    claim="the layers' densities are most of what a mask of SNIP is worth: its shuffle beats a uniform random one",
 )  # fmt: skip
 def describe(recipe: Recipe, steps: int = 10_000) -> Description:
     """Where a recipe stands: when weights go, along which path, under what mask, and what is saved at which time.
+
+    That a mask shuffled within its layers trains as well as the one that SNIP chose did not show on 8 x 8 digits at
+    10 % of the weights (two seeds): 94.1 % by SNIP, 88.1 shuffled, 78.8 uniform at random. Many of their pixels are
+    never on, and SNIP sees which.
 
     Parameters
     ----------

@@ -133,7 +133,7 @@ class ScalingLaw(_Law):
 
 @register(
     id="S150", kind="method", wing="network", source="arXiv:2501.12486",
-    claim="sparse and dense runs of equal average parameter count end at equal loss",
+    claim="the average parameter count tells the losses of sparse and dense runs better than the final count does",
 )  # fmt: skip
 @dataclass(frozen=True)
 class AverageLaw(_Law):

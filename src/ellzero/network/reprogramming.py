@@ -96,13 +96,16 @@ class LinearProbe(nn.Module):
 
 @register(
     kind="solver", wing="network", id="S118", source="arXiv:2308.14969", extra="torch", name="linear_probe",
-    claim="tickets as good as dense at home are not as good where they go by",
+    claim="a ticket loses less under a probe than under a prompt",
 )  # fmt: skip
 def linear_probe(
     model: nn.Module, train_part: Part, *, layer: str | None = None, alpha: float = 1e-3, tol: float = 1e-5,
     max_iter: int = 500,
 ) -> LinearProbe:  # fmt: skip
     """A logistic regression on the penultimate features of a frozen network.
+
+    From MNIST to the 8 x 8 digits (one seed, 3 % of the weights, 94.2 % against 95.1 at home) a probed ticket was not
+    behind dense: 94.5 against 93.6. On small digits it was: 89.9 against 92.8.
 
     Minimises mean cross-entropy plus ``alpha / 2 ||W||^2`` in double precision, on features of unit mean square, by
     L-BFGS, to a gradient of at most ``tol``.
@@ -285,6 +288,10 @@ def reprogram(
     every: int = 1000,
 ) -> Reprogrammed:  # fmt: skip
     """Learn a frame that makes a frozen classifier solve another task; its labels are mapped anew each epoch.
+
+    From MNIST to the 8 x 8 digits (one seed) a ticket of 3 % reaches 79.2 %, the dense network 88.3, at 94.2 and 95.1
+    at home. That dense is always better calibrated did not show: errors 5.2 and 6.4 points, after a temperature 4.0 and
+    2.4.
 
     Parameters
     ----------

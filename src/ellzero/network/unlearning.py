@@ -263,6 +263,11 @@ def unlearn(
 ) -> Unlearned:  # fmt: skip
     """Make a trained classifier forget some rows, in place, at less than the cost of training anew. Jia et al. (2023).
 
+    On 1,500 digits of MNIST with a fifth of the labels wrong (two seeds, settings tuned on a third), fine-tuning misses
+    the forgetting of a retraining by 32 points dense, by 21 at 5 % of the weights; with the L1 penalty by 18 and 17, at
+    the price of 8 points on the retained rows dense. Where nothing was memorised (clean small digits) no gap was left
+    to close.
+
     Parameters
     ----------
     model : trained on ``retain`` and ``forget`` together; gives logits.

@@ -97,6 +97,9 @@ def steer_query(
 ) -> Steered:
     """Search with a dense query whose latents were set.
 
+    What is reported, four in five of the first 20 hits with the latent at a cosine above 0.8, was not reached on
+    sentence embeddings: 0.33 became 0.66 at 0.87, and 0.15 became 0.41 at 0.86 (a random latent: 0.25 and 0.11).
+
     Parameters
     ----------
     searcher : such as a ``DenseIndex`` of the embeddings. query : ``[d]``.

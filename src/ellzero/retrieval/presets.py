@@ -162,13 +162,20 @@ def _row(**about: Any) -> Callable[[Callable[[], RetrievalMethod]], Callable[[],
 METHODS: dict[str, RetrievalMethod] = {}
 
 
-@_row(id="S054", source="arXiv:2107.05720", claim="a penalty of activity makes expansion sparse at little loss")
+@_row(id="S054", source="arXiv:2107.05720", claim="a penalty of activity leaves a seventh of the terms and most of the "
+      "quality")  # fmt: skip
 def splade() -> RetrievalMethod:
-    """Both sides expanded by one MLM head, summed over tokens, FLOPs on both. Formal et al. (2021a)."""
+    """Both sides expanded by one MLM head, summed over tokens, FLOPs on both. Formal et al. (2021a).
+
+    The penalty, with the maximum and IDF queries, heads on a frozen all-MiniLM-L6-v2, MED, two seeds: nDCG@10 0.714 and
+    0.733 at 720 and 748 terms without it, 0.668 and 0.669 at 97 and 95 with it. Without labels such a head reaches
+    0.752, 0.725 and 0.717 on MED at about 105 terms (BM25 0.700; settings were chosen on those queries), and does not reach
+    BM25 on Cranfield (0.318 against 0.370).
+    """
     return RetrievalMethod("mlm", "mlm", shared=True, pooling="sum", query_penalty="flops", document_penalty="flops")
 
 
-@_row(id="S144", source="arXiv:2109.10086", claim="at as many terms, the maximum over tokens is ahead of their sum")
+@_row(id="S144", source="arXiv:2109.10086", claim="at as many terms, the maximum over tokens is not behind their sum")
 def splade_v2() -> RetrievalMethod:
     """SPLADE with the maximum over tokens, taught by a cross-encoder's margins. Formal et al. (2021b).
 
