@@ -169,8 +169,8 @@ def splade() -> RetrievalMethod:
 
     The penalty, with the maximum and IDF queries, heads on a frozen all-MiniLM-L6-v2, MED, two seeds: nDCG@10 0.714 and
     0.733 at 720 and 748 terms without it, 0.668 and 0.669 at 97 and 95 with it. Without labels such a head reaches
-    0.752, 0.725 and 0.717 on MED at about 105 terms (BM25 0.700; settings were chosen on those queries), and does not reach
-    BM25 on Cranfield (0.318 against 0.370).
+    0.752, 0.725 and 0.717 on MED at about 105 terms (BM25 0.700; settings were chosen on those queries), and does not
+    reach BM25 on Cranfield (0.318 against 0.370).
     """
     return RetrievalMethod("mlm", "mlm", shared=True, pooling="sum", query_penalty="flops", document_penalty="flops")
 
