@@ -204,6 +204,17 @@ def race(engines: dict[str, Search], k: int, X: Any, Q: Any, repeats: int, exact
         print(f"  {name:24} {middle:9.3f} ms ({min(spent):.3f} to {max(spent):.3f}), {middle / base:.2f} of ours")
 
 
+def read_rate() -> float:
+    """Bytes a second that one thread reads from memory: the best of five sums over 256 MB."""
+    block = np.ones(2**25)
+    spent = []
+    for _ in range(5):
+        start = time.process_time()
+        block.sum()
+        spent.append(time.process_time() - start)
+    return block.nbytes / min(spent)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=500_000)
@@ -220,6 +231,9 @@ def main() -> None:
     frequency = np.bincount(X.indices, minlength=TERMS)
     print(f"{X.shape[0]} documents, {X.nnz} postings, {Q.shape[0]} queries of {LENGTH} terms and "
           f"{frequency[Q.indices].sum() / Q.shape[0]:.0f} postings, {options.order} order; {setting()}")  # fmt: skip
+    each = frequency[Q.indices].sum() / Q.shape[0]
+    print(f"bound: reading two bytes of each such posting takes {1000 * 2 * each / read_rate():.3f} ms, one addition a "
+          f"nanosecond {each / 1e6:.3f} ms")  # fmt: skip
     start = time.process_time()
     index = ImpactIndex.build(X, block_size=options.block_size, scale=1.0)
     spent = time.process_time() - start
