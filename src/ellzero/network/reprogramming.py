@@ -289,8 +289,8 @@ def reprogram(
 ) -> Reprogrammed:  # fmt: skip
     """Learn a frame that makes a frozen classifier solve another task; its labels are mapped anew each epoch.
 
-    From MNIST to the 8 x 8 digits (four seeds) a ticket of 3 % loses 6.5 +- 1.1 points under the prompt and 1.0 at home.
-    That dense is always better calibrated did not show: the ticket was less calibrated with one seed of four.
+    From MNIST to the 8 x 8 digits (four seeds) a ticket of 3 % loses 6.5 +- 1.1 points under the prompt and 1.0 at
+    home. That dense is always better calibrated did not show: the ticket was less calibrated with one seed of four.
 
     Parameters
     ----------
