@@ -72,8 +72,8 @@ def describe(recipe: Recipe, steps: int = 10_000) -> Description:
     """Where a recipe stands: when weights go, along which path, under what mask, and what is saved at which time.
 
     That a mask shuffled within its layers trains as well as the one that SNIP chose did not show on 8 x 8 digits at
-    10 % of the weights (two seeds): 94.1 % by SNIP, 88.1 shuffled, 78.8 uniform at random. Many of their pixels are
-    never on, and SNIP sees which.
+    10 % of the weights (two seeds): 94.1 % by SNIP, 88.1 shuffled, 78.8 uniform at random; nor on MNIST at 5 % (five
+    seeds): 93.2, 91.0 and 88.9. Many of their pixels are never on, and SNIP sees which.
 
     Parameters
     ----------
