@@ -160,8 +160,8 @@ class SparseSearch:
     83.1 against 81.8 % on five seeds with a bottleneck among the operations (random operations: 79.9); 8.9 against 91.4
     and 79.1 against 78.7 with a longer search; 22.5 against 91.2 under equal densities; and without the bottleneck
     differences of -6.2, +4.4, +2.8 and +0.6 points. Over random operations the last gained +14.7, +7.3, +0.6 and 0; in
-    the second and third random ones won on every seed. Once more in the last set-up, three seeds: 0.3 +- 3.3 points over
-    the dense search, 89.0 against 81.5 +- 6.1 % at random. Retrain several choices.
+    the second and third random ones won on every seed. Once more in the last set-up, three seeds: 0.3 +- 3.3 points
+    over the dense search, 89.0 against 81.5 +- 6.1 % at random. Retrain several choices.
 
     Parameters
     ----------

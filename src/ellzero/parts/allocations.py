@@ -304,9 +304,9 @@ class Deviation:
     """The threshold ``c sigma`` in a layer whose scores spread by ``sigma``, with one ``c`` that meets the budget.
 
     ``sigma`` is the root mean square of the scores: for magnitudes, the standard deviation of weights of mean 0.
-    See et al. (2016), class-distribution. Ties go to the earlier layer. Gradual pruning of a perceptron: on 8 x 8 digits
-    at 3 % (one seed) 87.7 %, one threshold for all 92.6, one fraction 83.9; on MNIST at 2 % (three seeds) 94.1, 94.6 and
-    94.2, so that the reported gap of two points is not there.
+    See et al. (2016), class-distribution. Ties go to the earlier layer. Gradual pruning of a perceptron: on 8 x 8
+    digits at 3 % (one seed) 87.7 %, one threshold for all 92.6, one fraction 83.9; on MNIST at 2 % (three seeds) 94.1,
+    94.6 and 94.2, so that the reported gap of two points is not there.
     """
 
     def densities(self, shapes: Shapes, density: float, scores: Mapping[str, Any] | None = None) -> dict[str, float]:
