@@ -96,18 +96,18 @@ class BitRow(NamedTuple):
 @register(
     kind="model", wing="network", id="S066", source="arXiv:2202.09571", extra="torch",
     example=lambda: Bitwise(nn.Linear(4, 3)),
-    claim="a network of learned bits is as good as a float one, and its low bits can hold any data",
+    claim="a network of learned bits is within a point of a float one, and its low bits can hold any data",
 )  # fmt: skip
 class Bitwise:
     """Make the weights of a model whole numbers whose bits are trained. Ivan (2022).
 
     Weights are ``scale (-1)^s sum_k 2^k b_k`` with ``scale`` fixed so that independent even bits have the deviation of
-    He, ``sqrt(2 / fan_in)``. On 8 x 8 digits, tuned, two seeds: 98.1 % with bits as with floats, and no worse with the
-    sign and the three highest bits alone or with a text in the low bits. The optimiser is built afterwards, on
-    ``model.parameters()``, which are now latents ``[planes, *shape]`` (Adam at 1e-2 suits them; a weight decay would
-    pull latents, not weights); any loop, checkpoint and precision works as before. Biases, norms and embeddings stay as
-    they are. Zeros come by themselves: a weight is zero where all its magnitude bits are, at one bit half of them at
-    first.
+    He, ``sqrt(2 / fan_in)``. On MNIST (two seeds) 95.2 +- 0.2 % with bits and 95.9 +- 0.3 with floats, whose rate was
+    best at the edge of those tried; the same within half a point with the sign and the three highest bits alone, or
+    with a file in the others. The optimiser is built afterwards, on ``model.parameters()``, which are now latents
+    ``[planes, *shape]`` (Adam at 1e-2 suits them; a weight decay would pull latents, not weights); any loop, checkpoint
+    and precision works as before. Biases, norms and embeddings stay as they are. Zeros come by themselves: a weight is
+    zero where all its magnitude bits are, at one bit half of them at first.
 
     Parameters
     ----------
