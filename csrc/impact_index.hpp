@@ -1,7 +1,9 @@
 // Inverted lists of 8-bit impacts, and their exact top-k. Twin of kernels/impact.py, which describes the format.
 //
 // Documents stand in windows of 64 blocks. A list is cut at the windows; each cut holds its postings as gaps of one
-// byte (a gap of 255 with impact 0 is a step that scores nothing) or, where that is shorter, as 16-bit places. Scores
+// byte (a gap of 255 with impact 0 is a step that scores nothing) or, where that is shorter, as places of 12 or 16
+// bits, 16 postings at a time: first their places, then their impacts. Where cuts begin is not stored: a list starts
+// with their sizes, one byte each in most lists, which a query adds up once, for all its terms at a time. Scores
 // of one window are added up in an array that fits in the first level of cache, term by term; then the window is read
 // once for what beats the threshold. Pruning never touches single postings: a window is left out as a whole, first by
 // the sum of its terms' largest impacts, then by the best of its blocks' sums, which are held in four bits each.
@@ -22,33 +24,59 @@ namespace ellzero {
 
 constexpr int window_blocks = 64;             // blocks of a window
 constexpr int bounds_bytes = 32;              // four bits per block
-constexpr std::uint32_t wide_slice = 1u << 31, bounded_slice = 1u << 30, slice_start = bounded_slice - 1;
+constexpr int group = 16;                     // postings whose places stand together
 constexpr int kth_ranks[4] = {1, 10, 100, 1000};
 constexpr int data_padding = 64;              // bytes after the last list, so that whole registers may be read
-constexpr int least_bounded = 32;             // postings from which a cut carries bounds
+constexpr std::uint32_t least_bounded = 64;   // stored pairs from which a cut carries bounds
 
 struct ImpactLists {
-    std::int64_t terms = 0, documents = 0, windows = 0, dense = 0;
+    std::int64_t terms = 0, documents = 0, windows = 0;
     int shift = 6;                                  // log2 of the block
     const std::uint64_t *starts = nullptr;          // [terms + 1] bytes into data
-    const std::int32_t *slot = nullptr;             // [terms] row of the directory; -1: a short list
+    const std::uint8_t *form = nullptr;             // [terms] bytes of a cut's size: 1, 2 or 4; 0: a short list
     const std::int32_t *frequency = nullptr;        // [terms] documents of the term
     const std::uint8_t *kth = nullptr;              // [terms, 4] its impacts of ranks 1, 10, 100, 1000; 0: fewer
-    const std::uint32_t *directory = nullptr;       // [dense, windows + 1] starts of cuts, in pairs of bytes, with flags
-    const std::uint8_t *window_max = nullptr;       // [dense, windows]
     const std::uint8_t *data = nullptr;
     const std::uint32_t *rank = nullptr;            // [documents] place of the document's id among all, ascending
 
     std::int64_t window() const { return std::int64_t(window_blocks) << shift; }
 };
 
+// ---------------------------------------------------------------- cuts
+
+// A cut's size is twice its stored pairs (steps included), and 1 more where it holds places instead of gaps.
+inline std::uint32_t size_of(std::int64_t pairs, bool wide) { return static_cast<std::uint32_t>(2 * pairs + wide); }
+
+// Bytes of `pairs` places: of 12 bits while a window has no more than 4096 documents.
+inline std::int64_t place_bytes(std::int64_t pairs, bool wide, int shift) {
+    return !wide ? pairs : shift <= 6 ? (3 * pairs + 1) / 2 : 2 * pairs;
+}
+inline std::int64_t cut_bytes(std::uint32_t size, int shift) {
+    const std::int64_t pairs = size >> 1;
+    return (pairs >= least_bounded ? bounds_bytes : 0) + pairs + place_bytes(pairs, size & 1, shift);
+}
+
+// Calls use(size) for the cuts of a dense list, window by window.
+template <class T, class Use> inline void each_size_of(const std::uint8_t *sizes, std::int64_t windows, Use use) {
+    for (std::int64_t w = 0; w < windows; ++w) {
+        T size;
+        std::memcpy(&size, sizes + w * sizeof(T), sizeof(T));
+        use(std::uint32_t(size));
+    }
+}
+template <class Use> inline void each_size(const ImpactLists &x, std::int64_t term, Use use) {
+    const std::uint8_t *sizes = x.data + x.starts[term] + x.windows;
+    if (x.form[term] == 1) each_size_of<std::uint8_t>(sizes, x.windows, use);
+    else if (x.form[term] == 2) each_size_of<std::uint16_t>(sizes, x.windows, use);
+    else each_size_of<std::uint32_t>(sizes, x.windows, use);
+}
+
 // ---------------------------------------------------------------- making lists
 
 struct EncodedLists {
-    std::vector<std::uint8_t> data, kth, window_max;
+    std::vector<std::uint8_t> data, kth, form;
     std::vector<std::uint64_t> starts;
-    std::vector<std::int32_t> slot, frequency;
-    std::vector<std::uint32_t> directory;
+    std::vector<std::int32_t> frequency;
 };
 
 class ListEncoder {
@@ -66,18 +94,16 @@ class ListEncoder {
             const std::int64_t count = ptr[t + 1] - ptr[t];
             statistics(impacts + ptr[t], count, out);
             out.frequency.push_back(static_cast<std::int32_t>(count));
-            const bool dense = count > windows && encode_dense(docs + ptr[t], impacts + ptr[t], count) &&
-                               std::int64_t(bytes.size()) + 5 * windows < 5 * count;
-            out.slot.push_back(dense ? static_cast<std::int32_t>(out.window_max.size() / std::max<std::int64_t>(windows, 1)) : -1);
-            if (dense) {
-                out.data.insert(out.data.end(), bytes.begin(), bytes.end());
-                out.directory.insert(out.directory.end(), row.begin(), row.end());
-                out.window_max.insert(out.window_max.end(), largest.begin(), largest.end());
+            out.form.push_back(0);
+            if (3 * count > 2 * windows) out.form.back() = encode_dense(docs + ptr[t], impacts + ptr[t], count);
+            if (out.form.back()) {
+                append(out.data, largest.data(), windows);
+                for (std::uint32_t size : sizes) append(out.data, reinterpret_cast<std::uint8_t *>(&size), out.form.back());
+                append(out.data, bytes.data(), bytes.size());
             } else {
                 append(out.data, docs + ptr[t], count);
-                out.data.insert(out.data.end(), impacts + ptr[t], impacts + ptr[t + 1]);
+                append(out.data, impacts + ptr[t], count);
             }
-            out.data.resize((out.data.size() + 3) / 4 * 4, 0);
             out.starts.push_back(out.data.size());
         }
         return out;
@@ -87,7 +113,7 @@ class ListEncoder {
     const int shift;
     const std::int64_t window, windows;
     std::vector<std::uint8_t> bytes, gaps, gains, largest;
-    std::vector<std::uint32_t> row;
+    std::vector<std::uint32_t> sizes;
     std::uint8_t top = 0;
 
     template <class T> static void append(std::vector<std::uint8_t> &to, const T *values, std::int64_t count) {
@@ -109,28 +135,24 @@ class ListEncoder {
         }
     }
 
-    // The cuts of one list; false if it is too long for 30 bits of pairs of bytes.
-    bool encode_dense(const std::uint32_t *docs, const std::uint8_t *impacts, std::int64_t count) {
-        bytes.clear(), row.clear(), largest.clear();
+    // The cuts of one list and the bytes that their sizes take; 0 if a short list is shorter.
+    std::uint8_t encode_dense(const std::uint32_t *docs, const std::uint8_t *impacts, std::int64_t count) {
+        bytes.clear(), sizes.clear(), largest.clear();
         std::int64_t at = 0;
         for (std::int64_t w = 0; w < windows; ++w) {
             std::int64_t end = at;
             while (end < count && docs[end] < (w + 1) * window) ++end;
-            if (bytes.size() / 2 > slice_start) return false;
-            row.push_back(static_cast<std::uint32_t>(bytes.size() / 2));
             largest.push_back(end > at ? *std::max_element(impacts + at, impacts + end) : 0);
             cut(docs + at, impacts + at, end - at, static_cast<std::uint32_t>(w * window));
             at = end;
         }
-        row.push_back(static_cast<std::uint32_t>(bytes.size() / 2));
-        return bytes.size() / 2 <= slice_start;
+        const std::uint32_t most = *std::max_element(sizes.begin(), sizes.end());
+        const std::uint8_t form = most < 1u << 8 ? 1 : most < 1u << 16 ? 2 : 4;
+        const std::int64_t size = std::int64_t(bytes.size()) + windows * (1 + form);
+        return size < 5 * count && size < std::int64_t(1) << 32 ? form : 0;
     }
 
     void cut(const std::uint32_t *docs, const std::uint8_t *impacts, std::int64_t count, std::uint32_t first) {
-        if (count >= least_bounded) {
-            row.back() |= bounded_slice;
-            bounds(docs, impacts, count, first);
-        }
         gaps.clear(), gains.clear();
         std::uint32_t before = first;
         for (std::int64_t i = 0; i < count; ++i) {
@@ -139,18 +161,30 @@ class ListEncoder {
             gaps.push_back(static_cast<std::uint8_t>(gap)), gains.push_back(impacts[i]);
             before = docs[i];
         }
-        if (2 * std::int64_t(gaps.size()) <= 3 * count) {
-            bytes.insert(bytes.end(), gaps.begin(), gaps.end());
-            bytes.insert(bytes.end(), gains.begin(), gains.end());
-            return;
+        const std::int64_t steps = gaps.size();
+        const bool wide = cut_bytes(size_of(count, true), shift) < cut_bytes(size_of(steps, false), shift);
+        const std::int64_t pairs = wide ? count : steps;
+        sizes.push_back(size_of(pairs, wide));
+        if (pairs >= least_bounded) bounds(docs, impacts, count, first);
+        for (std::int64_t i = 0; i < pairs; i += group) {
+            const std::int64_t some = std::min<std::int64_t>(group, pairs - i);
+            if (wide) places(docs + i, some, first);
+            else append(bytes, gaps.data() + i, some);
+            append(bytes, (wide ? impacts : gains.data()) + i, some);
         }
-        row.back() |= wide_slice;
+    }
+
+    void places(const std::uint32_t *docs, std::int64_t count, std::uint32_t first) {
         for (std::int64_t i = 0; i < count; ++i) {
-            const std::uint16_t place = static_cast<std::uint16_t>(docs[i] - first);
-            append(bytes, &place, 1);
+            const std::uint32_t place = docs[i] - first;
+            if (shift <= 6 && i & 1) {
+                bytes.back() |= static_cast<std::uint8_t>(place << 4);
+                bytes.push_back(static_cast<std::uint8_t>(place >> 4));
+            } else {
+                bytes.push_back(static_cast<std::uint8_t>(place));
+                bytes.push_back(static_cast<std::uint8_t>(place >> 8));
+            }
         }
-        bytes.insert(bytes.end(), impacts, impacts + count);
-        if (count & 1) bytes.push_back(0);
     }
 
     // Block j of the window: low half of byte j for j < 32, else high half of byte j - 32; in steps of top / 15, up.
@@ -169,37 +203,40 @@ class ListEncoder {
 
 // ---------------------------------------------------------------- reading lists
 
-// Where the postings of one cut lie: `count` pairs (steps included), either gaps or 16-bit places.
+// Where the postings of one cut lie: `count` pairs (steps included), either gaps or places.
 struct Cut {
     const std::uint8_t *bounds;  // null: none
-    const std::uint8_t *places, *impacts;
+    const std::uint8_t *pairs;
     std::int64_t count;
     bool wide;
+    int shift;
 };
 
-inline Cut find_cut(const std::uint8_t *list, std::uint32_t entry, std::uint32_t next) {
-    const std::uint8_t *at = list + 2 * std::int64_t(entry & slice_start);
-    std::int64_t pairs = std::int64_t(next & slice_start) - std::int64_t(entry & slice_start);
-    Cut cut{nullptr, at, at, 0, (entry & wide_slice) != 0};
-    if (pairs > 0 && (entry & bounded_slice)) {
-        cut.bounds = at;
-        cut.places = at += bounds_bytes;
-        pairs -= bounds_bytes / 2;
-    }
-    cut.count = cut.wide ? 2 * pairs / 3 : pairs;
-    cut.impacts = at + (cut.wide ? 2 * cut.count : cut.count);
-    return cut;
+inline Cut find_cut(const std::uint8_t *at, std::uint32_t size, int shift) {
+    const std::uint32_t count = size >> 1;
+    const bool bounded = count >= least_bounded;
+    return {bounded ? at : nullptr, bounded ? at + bounds_bytes : at, count, (size & 1) != 0, shift};
 }
 
 // Calls use(place, impact) for every posting of a cut, and for its steps with impact 0.
 template <class Use> inline void each_posting(const Cut &cut, Use use) {
     std::uint16_t place = 0;
-    for (std::int64_t i = 0; i < cut.count; ++i) {
-        if (cut.wide)
-            std::memcpy(&place, cut.places + 2 * i, 2);
-        else
-            place = static_cast<std::uint16_t>(place + cut.places[i]);
-        use(place, cut.impacts[i]);
+    const std::uint8_t *at = cut.pairs;
+    for (std::int64_t left = cut.count; left > 0; left -= group) {
+        const int some = static_cast<int>(std::min<std::int64_t>(group, left));
+        const std::uint8_t *impacts = at + place_bytes(some, cut.wide, cut.shift);
+        for (int i = 0; i < some; ++i) {
+            if (!cut.wide)
+                place = static_cast<std::uint16_t>(place + at[i]);
+            else if (cut.shift > 6)
+                place = static_cast<std::uint16_t>(at[2 * i] | at[2 * i + 1] << 8);
+            else if (i & 1)
+                place = static_cast<std::uint16_t>(at[3 * i / 2] >> 4 | at[3 * i / 2 + 1] << 4);
+            else
+                place = static_cast<std::uint16_t>(at[3 * i / 2] | (at[3 * i / 2 + 1] & 15) << 8);
+            use(place, impacts[i]);
+        }
+        at = impacts + some;
     }
 }
 
@@ -217,41 +254,66 @@ inline __m256i step_places(__m128i gaps, __m256i &last) {
 }
 #endif
 
-// scores[place] += weight * impact over a cut. A whole register is taken at the end too: what lies behind the cut adds
-// nothing to the first 16 places, which are different ones, so that no addition waits for another.
+#if defined(__AVX2__)
+enum class Form { gaps, twelve, sixteen };
+
+template <Form form> inline __m256i load_places(const std::uint8_t *at, __m256i &last) {
+    if constexpr (form == Form::gaps) return step_places(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)), last);
+    if constexpr (form == Form::sixteen) return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at));
+    const __m256i half = _mm256_setr_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)),
+                                           _mm_loadu_si128(reinterpret_cast<const __m128i *>(at + 12)));
+    const __m256i two = _mm256_shuffle_epi8(half, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                                      0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 10, 11)));
+    return _mm256_blend_epi16(_mm256_and_si256(two, _mm256_set1_epi16(0xfff)), _mm256_srli_epi16(two, 4), 0xaa);
+}
+
+inline void add_group(__m256i at, __m128i impact, __m256i by, std::int32_t *scores) {
+    alignas(32) std::int32_t gain[group];
+    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi32(impact), by);
+    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi32(_mm_srli_si128(impact, 8)), by);
+    _mm256_store_si256(reinterpret_cast<__m256i *>(gain), low);
+    _mm256_store_si256(reinterpret_cast<__m256i *>(gain + 8), high);
+    // Places leave the register in words of four: fewer loads than one for each.
+    const __m128i lower = _mm256_castsi256_si128(at), upper = _mm256_extracti128_si256(at, 1);
+    const std::int64_t words[4] = {_mm_cvtsi128_si64(lower), _mm_extract_epi64(lower, 1), _mm_cvtsi128_si64(upper),
+                                   _mm_extract_epi64(upper, 1)};
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        const std::uint64_t four = static_cast<std::uint64_t>(words[q]);
+        scores[four & 0xffff] += gain[4 * q];
+        scores[four >> 16 & 0xffff] += gain[4 * q + 1];
+        scores[four >> 32 & 0xffff] += gain[4 * q + 2];
+        scores[four >> 48] += gain[4 * q + 3];
+    }
+}
+
+// A whole register is taken at the end too: what lies behind the cut adds nothing to the first 16 places, which are
+// different ones, so that no addition waits for another.
+template <Form form> inline void add_groups(const Cut &cut, std::int32_t weight, std::int32_t *scores) {
+    constexpr int places = form == Form::gaps ? group : form == Form::twelve ? group * 3 / 2 : 2 * group;
+    const __m256i by = _mm256_set1_epi32(weight);
+    __m256i last = _mm256_setzero_si256();
+    const std::uint8_t *at = cut.pairs;
+    std::int64_t left = cut.count;
+    for (; left >= group; left -= group, at += places + group)
+        add_group(load_places<form>(at, last), _mm_loadu_si128(reinterpret_cast<const __m128i *>(at + places)), by, scores);
+    if (!left) return;
+    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i within = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(left)), lane);
+    const __m256i bytes = _mm256_packs_epi16(within, within);
+    const std::int64_t used = form == Form::gaps ? left : form == Form::twelve ? (3 * left + 1) / 2 : 2 * left;
+    const __m128i impact = _mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at + used)),
+                                         _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+    add_group(_mm256_blendv_epi8(lane, load_places<form>(at, last), within), impact, by, scores);
+}
+#endif
+
+// scores[place] += weight * impact over a cut.
 inline void add_cut(const Cut &cut, std::int32_t weight, std::int32_t *scores) {
 #if defined(__AVX2__)
-    alignas(32) std::int32_t gain[16];
-    const __m256i by = _mm256_set1_epi32(weight);
-    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m256i last = _mm256_setzero_si256();
-    for (std::int64_t i = 0; i < cut.count; i += 16) {
-        __m256i at = cut.wide ? _mm256_loadu_si256(reinterpret_cast<const __m256i *>(cut.places + 2 * i))
-                              : step_places(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.places + i)), last);
-        __m128i impact = _mm_loadu_si128(reinterpret_cast<const __m128i *>(cut.impacts + i));
-        if (cut.count - i < 16) {
-            const __m256i within = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(cut.count - i)), lane);
-            at = _mm256_blendv_epi8(lane, at, within);
-            const __m256i bytes = _mm256_packs_epi16(within, within);
-            impact = _mm_and_si128(impact, _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
-        }
-        const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi32(impact), by);
-        const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi32(_mm_srli_si128(impact, 8)), by);
-        _mm256_store_si256(reinterpret_cast<__m256i *>(gain), low);
-        _mm256_store_si256(reinterpret_cast<__m256i *>(gain + 8), high);
-        // Places leave the register in words of four: fewer loads than one for each.
-        const __m128i lower = _mm256_castsi256_si128(at), upper = _mm256_extracti128_si256(at, 1);
-        const std::int64_t words[4] = {_mm_cvtsi128_si64(lower), _mm_extract_epi64(lower, 1), _mm_cvtsi128_si64(upper),
-                                       _mm_extract_epi64(upper, 1)};
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q) {
-            const std::uint64_t four = static_cast<std::uint64_t>(words[q]);
-            scores[four & 0xffff] += gain[4 * q];
-            scores[four >> 16 & 0xffff] += gain[4 * q + 1];
-            scores[four >> 32 & 0xffff] += gain[4 * q + 2];
-            scores[four >> 48] += gain[4 * q + 3];
-        }
-    }
+    if (!cut.wide) add_groups<Form::gaps>(cut, weight, scores);
+    else if (cut.shift <= 6) add_groups<Form::twelve>(cut, weight, scores);
+    else add_groups<Form::sixteen>(cut, weight, scores);
 #else
     each_posting(cut, [&](std::uint16_t place, std::uint8_t impact) { scores[place] += weight * impact; });
 #endif
@@ -261,9 +323,9 @@ inline void add_cut(const Cut &cut, std::int32_t weight, std::int32_t *scores) {
 struct QueryTerm {
     std::int32_t weight;
     std::int64_t count;
-    const std::uint8_t *list;
-    const std::uint32_t *row;         // null: a short list
-    const std::uint8_t *largest;
+    const std::uint8_t *list;         // of a dense one: its cuts
+    const std::uint8_t *largest;      // [windows] the cuts' largest impacts; null: a short list
+    std::int64_t term;
     const std::uint8_t *kth;          // its impacts of ranks 1, 10, 100, 1000
     float step;                       // scaled weight, see WindowBounds
     alignas(16) std::uint8_t low[16], high[16];  // the scaled values of the 16 levels, by bytes
@@ -299,9 +361,10 @@ inline std::vector<QueryTerm> query_terms(const ImpactLists &x, const std::int32
         q.count = x.frequency[t];
         q.list = x.data + x.starts[t];
         q.kth = x.kth + 4 * t;
-        if (x.slot[t] >= 0) {
-            q.row = x.directory + x.slot[t] * (x.windows + 1);
-            q.largest = x.window_max + x.slot[t] * x.windows;
+        q.term = t;
+        if (x.form[t]) {
+            q.largest = q.list;
+            q.list += x.windows * (1 + x.form[t]);
         }
         found.push_back(q);
     }
@@ -374,6 +437,7 @@ class ImpactSearch {
         query = query_terms(x, terms, weights, count);
         best.start(k, allowed ? 0 : known_threshold(k));
         if (query.empty() || k == 0) return 0;
+        place_cuts();
         arrange(open);
         if (prune) scale_bounds();
         std::int64_t tried = 0, left = 0;
@@ -406,6 +470,11 @@ class ImpactSearch {
     std::vector<std::int32_t> bound;
     std::vector<std::int32_t> order;
     std::vector<QueryTerm> query;
+    struct PlacedCut {
+        std::uint32_t at, size;
+    };
+    std::vector<PlacedCut> cuts;  // [windows, dense]
+    std::int64_t dense = 0;       // terms of the query with dense lists; they stand first
     Best best;
     double scale = 0;
 
@@ -419,11 +488,27 @@ class ImpactSearch {
         return threshold;
     }
 
+    // Where the cuts of the dense lists begin, window by window, so that those of one window stand together.
+    void place_cuts() {
+        dense = std::stable_partition(query.begin(), query.end(), [](const QueryTerm &q) { return q.largest; }) - query.begin();
+        cuts.resize(dense * x.windows);
+        for (std::int64_t j = 0; j < dense; ++j) {
+            PlacedCut *to = cuts.data() + j;
+            std::uint32_t at = 0;
+            each_size(x, query[j].term, [&](std::uint32_t size) {
+                *to = {at, size};
+                at += static_cast<std::uint32_t>(cut_bytes(size, x.shift));
+                to += dense;
+            });
+        }
+    }
+    const PlacedCut *placed(std::int64_t w) const { return cuts.data() + w * dense; }
+
     // Windows that may hold a hit, the most promising first.
     void arrange(const std::uint8_t *open) {
         std::fill(bound.begin(), bound.end(), 0);
         for (const QueryTerm &q : query) {
-            if (q.row) {
+            if (q.largest) {
                 for (std::int64_t w = 0; w < x.windows; ++w) bound[w] += q.weight * q.largest[w];
                 continue;
             }
@@ -443,15 +528,17 @@ class ImpactSearch {
     }
 
     void score_window(std::int64_t w, std::int64_t next, SearchCounts &counts) {
+        const PlacedCut *here = placed(w), *then = next < 0 ? nullptr : placed(next);
+        for (std::int64_t j = 0; j < dense; ++j) {
+            const QueryTerm &q = query[j];
+            if (then) fetch(q.list + then[j].at, cut_bytes(then[j].size, x.shift));
+            const Cut cut = find_cut(q.list + here[j].at, here[j].size, x.shift);
+            counts.postings += cut.count;
+            add_cut(cut, q.weight, scores.data());
+        }
         const std::uint64_t from = std::uint64_t(w) * x.window();
-        for (const QueryTerm &q : query) {
-            if (q.row) {
-                if (next >= 0) fetch(q, next);
-                const Cut cut = find_cut(q.list, q.row[w], q.row[w + 1]);
-                counts.postings += cut.count;
-                add_cut(cut, q.weight, scores.data());
-                continue;
-            }
+        for (std::size_t j = dense; j < query.size(); ++j) {
+            const QueryTerm &q = query[j];
             for (std::int64_t i = q.lower_bound(from); i < q.count; ++i, ++counts.postings) {
                 const std::uint64_t place = q.document(i) - from;
                 if (place >= std::uint64_t(x.window())) break;
@@ -460,10 +547,9 @@ class ImpactSearch {
         }
     }
 
-    static void fetch(const QueryTerm &q, std::int64_t w) {
-        const std::uint8_t *at = q.list + 2 * std::int64_t(q.row[w] & slice_start);
-        const std::uint8_t *end = q.list + 2 * std::int64_t(q.row[w + 1] & slice_start);
-        for (int line = 0; line < 12 && at < end; ++line, at += 64) __builtin_prefetch(at, 0, 2);
+    static void fetch(const std::uint8_t *at, std::int64_t bytes) {
+        const std::uint8_t *end = at + std::min<std::int64_t>(bytes, 12 * 64);
+        for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
     }
 
     // Offers what reaches the threshold, and clears the scores.
@@ -522,13 +608,14 @@ class ImpactSearch {
         };
         bounded.clear(), loose.clear();
         std::int32_t rest = 0;  // what the cuts without bounds add at most
-        for (const QueryTerm &q : query) {
-            if (!q.row) {
-                for (std::int64_t i = q.lower_bound(from); i < q.count && q.document(i) - from < std::uint64_t(x.window()); ++i)
-                    add(q, static_cast<std::uint32_t>(q.document(i) - from), q.impact(i));
-                continue;
-            }
-            const Cut cut = find_cut(q.list, q.row[w], q.row[w + 1]);
+        for (std::size_t j = dense; j < query.size(); ++j) {
+            const QueryTerm &q = query[j];
+            for (std::int64_t i = q.lower_bound(from); i < q.count && q.document(i) - from < std::uint64_t(x.window()); ++i)
+                add(q, static_cast<std::uint32_t>(q.document(i) - from), q.impact(i));
+        }
+        for (std::int64_t j = 0; j < dense; ++j) {
+            const QueryTerm &q = query[j];
+            const Cut cut = find_cut(q.list + placed(w)[j].at, placed(w)[j].size, x.shift);
             if (cut.bounds) {
                 bounded.push_back({&q, cut.bounds});
             } else if (cut.count) {
@@ -539,8 +626,12 @@ class ImpactSearch {
         add_bounds(sum);
         const std::int32_t least = largest_sum(sum);
         if (least >= needed || least + rest < needed) return least + rest;
-        for (const Loose &l : loose)
-            each_posting(l.cut, [&](std::uint16_t place, std::uint8_t impact) { add(*l.term, place, impact); });
+        for (const Loose &l : loose) {
+            add_loose(l, sum);
+            rest -= scaled(*l.term, l.term->largest[w]);
+            const std::int32_t now = largest_sum(sum);
+            if (now >= needed || now + rest < needed) return now + rest;
+        }
         return largest_sum(sum);
     }
 
@@ -551,6 +642,26 @@ class ImpactSearch {
         Cut cut;
     };
     std::vector<Loose> loose;
+
+    // Adds the largest impact of each block; a block's postings stand side by side.
+    void add_loose(const Loose &l, std::uint16_t *sum) const {
+        int block = 0;
+        std::uint8_t largest = 0;
+        auto put = [&] {
+            std::uint16_t &into = sum[seat(block & (window_blocks - 1))];
+            into = static_cast<std::uint16_t>(std::min(65535, into + scaled(*l.term, largest)));
+        };
+        each_posting(l.cut, [&](std::uint16_t place, std::uint8_t impact) {
+            const int next = place >> x.shift;
+            if (next != block) {
+                if (largest) put();
+                largest = 0;
+            }
+            block = next;
+            largest = std::max(largest, impact);
+        });
+        if (largest) put();
+    }
 
     struct Bounded {
         const QueryTerm *term;

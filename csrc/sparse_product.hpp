@@ -148,68 +148,74 @@ template <class Run> void by_entries(const std::int64_t *ptr, std::int64_t group
     });
 }
 
-// Columns [0, N * lanes) of one group's output, held in registers; `last` lanes of the last vector count.
+// Columns [0, N * lanes) of R rows of one group, held in registers; `last` lanes of the last vector count. `value` is
+// that of the first of these rows, of a group of S.
 // Not inlined: within a larger function the compiler keeps the sums in memory.
-template <int R, int N, bool Partial, class T, class Index, class Value>
-__attribute__((noinline)) void group_tile(const SparseRows<T, Index, Value> &rows, std::int64_t g, const T *x, T *out, std::int64_t out_stride,
-                       int last) {
+template <int R, int S, int N, bool Partial, class T, class Index, class Value>
+__attribute__((noinline)) void group_tile(const SparseRows<T, Index, Value> &rows, const Value *value, std::int64_t g,
+                                          const T *x, T *out, std::int64_t out_stride, std::int64_t i, int last) {
     using V = Vec<T>;
     const SparseRows<T, Index, Value> w = rows;  // a copy, which no store to `out` can change
     constexpr int chains = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;  // an fma waits four cycles for the one before it
-    V sum[chains][R][N];
-    for (int u = 0; u < chains; ++u)
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < N; ++j) sum[u][r][j] = V::zero();
+    constexpr int unrolled = std::max(chains, 2);                // counting takes an eighth of the instructions else
+    V sum[chains * R * N];
+    each<chains * R * N>([&](auto s) __attribute__((always_inline)) { sum[s] = V::zero(); });
     const std::int64_t end = w.ptr[g + 1];
     std::int64_t k = w.ptr[g];
-    auto entry = [&](std::int64_t e, V(&into)[R][N]) __attribute__((always_inline)) {
+    auto entry = [&](std::int64_t e, auto u) __attribute__((always_inline)) {
         const T *row = x + static_cast<std::int64_t>(w.index[e]) * w.stride;
         const T *later = x + static_cast<std::int64_t>(w.index[e + Pattern::ahead]) * w.stride;
         for (int j = 0; j < N; j += 64 / int(sizeof(V))) __builtin_prefetch(later + j * V::n);
         V part[N];
-        for (int j = 0; j < N; ++j)
+        each<N>([&](auto j) __attribute__((always_inline)) {
             part[j] = Partial && j == N - 1 ? V::partial(row + j * V::n, last) : V::load(row + j * V::n);
-        for (int r = 0; r < R; ++r) {
-            V value = V::all(static_cast<T>(widen(w.value[e * R + r])));
-            for (int j = 0; j < N; ++j) into[r][j] = fma(value, part[j], into[r][j]);
-        }
+        });
+        each<R>([&](auto r) __attribute__((always_inline)) {
+            const V a = V::all(static_cast<T>(widen(value[e * S + r])));
+            each<N>([&](auto j) __attribute__((always_inline)) {
+                V &to = sum[(u % chains * R + r) * N + j];
+                to = fma(a, part[j], to);
+            });
+        });
     };
-    for (; k + chains <= end; k += chains)
-        for (int u = 0; u < chains; ++u) entry(k + u, sum[u]);
-    for (; k < end; ++k) entry(k, sum[0]);
-    for (int r = 0; r < R; ++r) {
-        const std::int64_t i = g * R + r;
-        for (int j = 0; j < N; ++j) {
-            V total = sum[0][r][j];
-            for (int u = 1; u < chains; ++u) total = total + sum[u][r][j];
-            if (w.scale) total = total * V::all(w.scale[i]);
-            if (w.bias) total = total + V::all(w.bias[i]);
-            T *to = out + r * out_stride + j * V::n;
-            if (Partial && j == N - 1)
-                total.store_partial(to, last);
-            else
-                total.store(to);
-        }
-    }
+    for (; k + unrolled <= end; k += unrolled)
+        each<unrolled>([&](auto u) __attribute__((always_inline)) { entry(k + u, u); });
+    for (; k < end; ++k) entry(k, std::integral_constant<int, 0>());
+    each<R * N>([&](auto s) __attribute__((always_inline)) {
+        constexpr int r = s / N, j = s % N;
+        V total = sum[s];
+        each<chains - 1>([&](auto u) __attribute__((always_inline)) { total = total + sum[(u + 1) * R * N + s]; });
+        if (w.scale) total = total * V::all(w.scale[i + r]);
+        if (w.bias) total = total + V::all(w.bias[i + r]);
+        T *to = out + r * out_stride + j * V::n;
+        if (Partial && j == N - 1)
+            total.store_partial(to, last);
+        else
+            total.store(to);
+    });
 }
 
-// Columns [0, width) of the rows of the groups [from, to).
-template <int R, class T, class Index, class Value>
+// Columns [0, width) of the rows of the groups [from, to). Registers hold the sums of four rows by two vectors, of one
+// row by eight; of eight rows by two with 32 registers.
+template <int S, class T, class Index, class Value>
 void tile_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t width, T *out, std::int64_t out_stride,
                std::int64_t from, std::int64_t to) {
     constexpr int n = Vec<T>::n;
-    constexpr int widest = sizeof(Vec<T>) == 64 ? (R == 1 ? 8 : R == 4 ? 4 : 2) : (R == 1 ? 8 : R == 4 ? 2 : 1);
-    for (std::int64_t g = from; g < to; ++g) {
+    constexpr bool many = sizeof(Vec<T>) == 64;
+    constexpr int R = many ? S : std::min(S, 4);
+    constexpr int widest = S == 1 ? 8 : !many || S == 8 ? 2 : 4;
+    for (std::int64_t i = from * S; i < to * S; i += R) {
+        const std::int64_t g = i / S;
+        const Value *value = w.value + i % S;
+        T *row = out + i * out_stride;
         std::int64_t b = 0;
-        T *row = out + g * R * out_stride;
         if constexpr (widest >= 8)
-            for (; b + 8 * n <= width; b += 8 * n) group_tile<R, 8, false>(w, g, x + b, row + b, out_stride, n);
+            for (; b + 8 * n <= width; b += 8 * n) group_tile<R, S, 8, false>(w, value, g, x + b, row + b, out_stride, i, n);
         if constexpr (widest >= 4)
-            for (; b + 4 * n <= width; b += 4 * n) group_tile<R, 4, false>(w, g, x + b, row + b, out_stride, n);
-        if constexpr (widest >= 2)
-            for (; b + 2 * n <= width; b += 2 * n) group_tile<R, 2, false>(w, g, x + b, row + b, out_stride, n);
-        for (; b + n <= width; b += n) group_tile<R, 1, false>(w, g, x + b, row + b, out_stride, n);
-        if (b < width) group_tile<R, 1, true>(w, g, x + b, row + b, out_stride, static_cast<int>(width - b));
+            for (; b + 4 * n <= width; b += 4 * n) group_tile<R, S, 4, false>(w, value, g, x + b, row + b, out_stride, i, n);
+        for (; b + 2 * n <= width; b += 2 * n) group_tile<R, S, 2, false>(w, value, g, x + b, row + b, out_stride, i, n);
+        for (; b + n <= width; b += n) group_tile<R, S, 1, false>(w, value, g, x + b, row + b, out_stride, i, n);
+        if (b < width) group_tile<R, S, 1, true>(w, value, g, x + b, row + b, out_stride, i, static_cast<int>(width - b));
     }
 }
 

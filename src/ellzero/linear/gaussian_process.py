@@ -102,7 +102,8 @@ class SparseWithinSparseGP(RegressorMixin, BaseEstimator):
         batches = Batches(rows, target, batch_size=min(self.batch_size, len(rows)), seed=self.seed)
         run = train(
             process, lambda model, batch: model(batch, len(rows)), batches, steps=self.steps, seed=self.seed,
-            optimizer=torch.optim.Adam(process.parameters(), lr=self.lr), schedule=Linear(1.0, 0.05, 0.5, 1.0),
+            optimizer=torch.optim.Adam(process.parameters(), lr=self.lr, fused=True),
+            schedule=Linear(1.0, 0.05, 0.5, 1.0),
         )  # fmt: skip
         process.settle(rows, target)
         self.losses_ = np.array(list(run.losses.values()))

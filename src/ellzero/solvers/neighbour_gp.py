@@ -114,7 +114,7 @@ class NeighbourGP(nn.Module):
         if index is None:
             index = torch.arange(len(self.Z))[None] if self.together else self.nearest(x)
         groups = x.reshape(len(index), -1, x.shape[1])
-        Z = self.Z[index]
+        Z = _rows(self.Z, index)
         variance = torch.exp(self.log_variance)
         K = self.covariances(Z, Z) + self.jitter * variance * torch.eye(self.size, dtype=x.dtype)
         k = self.covariances(Z, groups)
@@ -127,10 +127,11 @@ class NeighbourGP(nn.Module):
         """A triangular F with ``S_w = F F'``."""
         diagonal = torch.exp(self.log_diagonal)
         if self.covariance == "diagonal":
-            return torch.diag_embed(diagonal[index])
+            return torch.diag_embed(_rows(diagonal, index))
         if self.covariance == "triangle" or self.together:
-            block = self.lower[index[:, :, None], index[:, None, :]]
-            return block.tril(-1) + torch.diag_embed(diagonal[index])
+            places = index[:, :, None] * len(self.Z) + index[:, None, :]
+            block = _rows(self.lower.reshape(-1), places)
+            return block.tril(-1) + torch.diag_embed(_rows(diagonal, index))
         rows = (self.lower.tril(-1) + torch.diag(diagonal))[index]
         return torch.linalg.cholesky(rows @ rows.mT)
 
@@ -140,13 +141,13 @@ class NeighbourGP(nn.Module):
         return self._moments(blocks, self.factor(blocks.index))
 
     def _moments(self, blocks, factor):
-        mean = (blocks.weights * self.mean[blocks.index][:, :, None]).sum(1)
+        mean = (blocks.weights * _rows(self.mean, blocks.index)[:, :, None]).sum(1)
         spread = (factor.mT @ blocks.weights).square().sum(1)
         return mean.reshape(-1), (blocks.rest + spread).clamp(min=1e-12).reshape(-1)
 
     def divergence(self, blocks: _Blocks, factor: Float[Tensor, "G H H"]) -> Float[Tensor, " G"]:
         """``KL(q(u | w) || p(u | w))`` of each group."""
-        sides = torch.cat([factor, self.mean[blocks.index][:, :, None]], dim=2)
+        sides = torch.cat([factor, _rows(self.mean, blocks.index)[:, :, None]], dim=2)
         squares = torch.linalg.solve_triangular(blocks.root, sides, upper=False).square().sum((1, 2))
         logs = [2 * torch.log(torch.diagonal(f, dim1=1, dim2=2)).sum(1) for f in (blocks.root, factor)]
         return (squares - self.size + logs[0] - logs[1]) / 2
@@ -202,6 +203,11 @@ class NeighbourGP(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor], rows: int) -> Tensor:
         """What training minimises: minus the bound for each of ``rows`` inputs."""
         return -self.bound(*batch, rows) / rows
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]``; the gradient of a selection is a plain sum by places, that of indexing sorts them first."""
+    return x.index_select(0, index.reshape(-1)).reshape(*index.shape, *x.shape[1:])
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
