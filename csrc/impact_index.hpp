@@ -450,6 +450,7 @@ class ImpactSearch {
             // Bounds of blocks are asked as long as they leave out one window in sixteen.
             if (prune && 16 * (left + 2) >= tried) {
                 ++tried;
+                if (i + 1 < order.size()) fetch_bounds(order[i + 1]);
                 const double needed = (std::floor(best.least * scale) - 1) / alpha;
                 if (block_bound(w, needed) < needed) {
                     ++left, ++counts.left_by_block;
@@ -471,7 +472,7 @@ class ImpactSearch {
     std::vector<std::int32_t> order;
     std::vector<QueryTerm> query;
     struct PlacedCut {
-        std::uint32_t at, size;
+        std::uint32_t at, size : 24, largest : 8;
     };
     std::vector<PlacedCut> cuts;  // [windows, dense]
     std::int64_t dense = 0;       // terms of the query with dense lists; they stand first
@@ -495,8 +496,9 @@ class ImpactSearch {
         for (std::int64_t j = 0; j < dense; ++j) {
             PlacedCut *to = cuts.data() + j;
             std::uint32_t at = 0;
+            const std::uint8_t *largest = query[j].largest;
             each_size(x, query[j].term, [&](std::uint32_t size) {
-                *to = {at, size};
+                *to = {at, size, *largest++};
                 at += static_cast<std::uint32_t>(cut_bytes(size, x.shift));
                 to += dense;
             });
@@ -550,6 +552,10 @@ class ImpactSearch {
     static void fetch(const std::uint8_t *at, std::int64_t bytes) {
         const std::uint8_t *end = at + std::min<std::int64_t>(bytes, 12 * 64);
         for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+
+    void fetch_bounds(std::int64_t w) const {
+        for (std::int64_t j = 0; j < dense; ++j) __builtin_prefetch(query[j].list + placed(w)[j].at, 0, 2);
     }
 
     // Offers what reaches the threshold, and clears the scores.
@@ -619,16 +625,17 @@ class ImpactSearch {
             if (cut.bounds) {
                 bounded.push_back({&q, cut.bounds});
             } else if (cut.count) {
-                loose.push_back({&q, cut});
-                rest += scaled(q, q.largest[w]);
+                loose.push_back({&q, cut, scaled(q, placed(w)[j].largest)});
+                rest += loose.back().most;
             }
         }
         add_bounds(sum);
         const std::int32_t least = largest_sum(sum);
         if (least >= needed || least + rest < needed) return least + rest;
+        std::sort(loose.begin(), loose.end(), [](const Loose &a, const Loose &b) { return a.most > b.most; });
         for (const Loose &l : loose) {
             add_loose(l, sum);
-            rest -= scaled(*l.term, l.term->largest[w]);
+            rest -= l.most;
             const std::int32_t now = largest_sum(sum);
             if (now >= needed || now + rest < needed) return now + rest;
         }
@@ -640,6 +647,7 @@ class ImpactSearch {
     struct Loose {
         const QueryTerm *term;
         Cut cut;
+        std::int32_t most;
     };
     std::vector<Loose> loose;
 
