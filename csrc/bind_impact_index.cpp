@@ -21,10 +21,9 @@ namespace {
 // The arrays in place (a memory map stays one), checked once so that no search leaves them.
 struct HeldLists {
     Array<const std::uint64_t, 1> starts;
-    Array<const std::int32_t, 1> slot, frequency;
-    Array<const std::uint8_t, 2> kth, window_max;
-    Array<const std::uint32_t, 2> directory;
-    Array<const std::uint8_t, 1> data;
+    Array<const std::uint8_t, 1> form, data;
+    Array<const std::int32_t, 1> frequency;
+    Array<const std::uint8_t, 2> kth;
     Array<const std::uint32_t, 1> rank;
     ImpactLists lists;
 };
@@ -36,49 +35,45 @@ void check_lists(const ImpactLists &x, std::uint64_t size) {
         want(x.starts[t] <= x.starts[t + 1] && x.starts[t + 1] <= x.starts[x.terms], "starts: want it to rise");
         const std::uint64_t bytes = x.starts[t + 1] - x.starts[t];
         want(x.frequency[t] >= 0 && x.frequency[t] <= x.documents, "frequency: want at most the documents");
-        want(x.slot[t] >= -1 && x.slot[t] < x.dense, "slot: want -1 or a row of the directory");
-        if (x.slot[t] < 0) {
+        const int form = x.form[t];
+        want(form == 0 || form == 1 || form == 2 || form == 4, "form: want 0, 1, 2 or 4");
+        if (!form) {
             want(5 * std::uint64_t(x.frequency[t]) <= bytes, "starts: a short list leaves its bytes");
             continue;
         }
-        const std::uint32_t *row = x.directory + x.slot[t] * (x.windows + 1);
-        for (std::int64_t w = 0; w < x.windows; ++w) {
-            const std::uint32_t from = row[w] & slice_start, to = row[w + 1] & slice_start;
-            const std::uint32_t least = row[w] & bounded_slice && to > from ? bounds_bytes / 2 : 0;
-            want(from + least <= to, "directory: want it to rise");
-        }
-        want(2 * std::uint64_t(row[x.windows] & slice_start) <= bytes, "directory: a list leaves its bytes");
+        std::uint64_t used = std::uint64_t(x.windows) * (1 + form);
+        want(used <= bytes, "starts: a list leaves its bytes");
+        bool fits = true;
+        each_size(x, t, [&](std::uint32_t size) {
+            fits &= size >> 1 <= 2 * x.window() + 1;
+            used += cut_bytes(size, x.shift);
+        });
+        want(fits && used <= bytes && used < std::uint64_t(1) << 32, "data: the cuts of a list leave its bytes");
     }
     for (std::int64_t d = 0; d < x.documents; ++d) want(x.rank[d] < x.documents, "rank: want places of documents");
 }
 
-void make(HeldLists *self, std::int64_t documents, int shift, nb::handle starts, nb::handle slot, nb::handle frequency,
-          nb::handle kth, nb::handle directory, nb::handle window_max, nb::handle data, nb::handle rank) {
+void make(HeldLists *self, std::int64_t documents, int shift, nb::handle starts, nb::handle form, nb::handle frequency,
+          nb::handle kth, nb::handle data, nb::handle rank) {
     HeldLists made;
     made.starts = take<const std::uint64_t, 1>(starts, "starts");
-    made.slot = take<const std::int32_t, 1>(slot, "slot");
+    made.form = take<const std::uint8_t, 1>(form, "form");
     made.frequency = take<const std::int32_t, 1>(frequency, "frequency");
     made.kth = take<const std::uint8_t, 2>(kth, "kth");
-    made.directory = take<const std::uint32_t, 2>(directory, "directory");
-    made.window_max = take<const std::uint8_t, 2>(window_max, "window_max");
     made.data = take<const std::uint8_t, 1>(data, "data");
     made.rank = take<const std::uint32_t, 1>(rank, "rank");
     want(shift >= 0 && shift <= 10, "shift: want blocks of 1 to 1024 documents");
     want(documents >= 0 && documents < (std::int64_t(1) << 31), "documents: want fewer than 2^31");
     ImpactLists &x = made.lists;
     x.documents = documents, x.shift = shift;
-    x.terms = made.slot.shape(0), x.dense = made.directory.shape(0);
+    x.terms = made.form.shape(0);
     x.windows = (documents + x.window() - 1) / x.window();
     want(std::int64_t(made.starts.shape(0)) == x.terms + 1, "starts: want one more than terms");
     want(std::int64_t(made.frequency.shape(0)) == x.terms, "frequency: want one per term");
     want(std::int64_t(made.kth.shape(0)) == x.terms && made.kth.shape(1) == 4, "kth: want [terms, 4]");
-    want(std::int64_t(made.directory.shape(1)) == x.windows + 1, "directory: want [dense, windows + 1]");
-    want(std::int64_t(made.window_max.shape(0)) == x.dense && std::int64_t(made.window_max.shape(1)) == x.windows,
-         "window_max: want [dense, windows]");
     want(std::int64_t(made.rank.shape(0)) == documents, "rank: want one per document");
-    x.starts = made.starts.data(), x.slot = made.slot.data(), x.frequency = made.frequency.data();
-    x.kth = made.kth.data(), x.directory = made.directory.data(), x.window_max = made.window_max.data();
-    x.data = made.data.data(), x.rank = made.rank.data();
+    x.starts = made.starts.data(), x.form = made.form.data(), x.frequency = made.frequency.data();
+    x.kth = made.kth.data(), x.data = made.data.data(), x.rank = made.rank.data();
     check_lists(x, made.data.shape(0));
     new (self) HeldLists(std::move(made));
 }
@@ -113,11 +108,9 @@ nb::tuple encode(nb::handle ptr_, nb::handle docs_, nb::handle impacts_, std::in
         }
         made = ListEncoder(documents, shift)(ptr.data(), docs.data(), impacts.data(), terms);
     }
-    const std::size_t windows = ((documents >> shift) + window_blocks - 1 + ((documents & ((1 << shift) - 1)) != 0)) / window_blocks;
-    const std::size_t dense = made.directory.size() / (windows + 1), n = terms;
-    return nb::make_tuple(given(std::move(made.starts)), given(std::move(made.slot)), given(std::move(made.frequency)),
-                          given(std::move(made.kth), {n, 4}), given(std::move(made.directory), {dense, windows + 1}),
-                          given(std::move(made.window_max), {dense, windows}), given(std::move(made.data)));
+    const std::size_t n = terms;
+    return nb::make_tuple(given(std::move(made.starts)), given(std::move(made.form)), given(std::move(made.frequency)),
+                          given(std::move(made.kth), {n, 4}), given(std::move(made.data)));
 }
 
 nb::tuple decode(const HeldLists &held, std::int64_t from, std::int64_t to) {
@@ -130,19 +123,22 @@ nb::tuple decode(const HeldLists &held, std::int64_t from, std::int64_t to) {
         nb::gil_scoped_release unlocked;
         for (std::int64_t t = from; t < to; ++t) {
             const std::uint8_t *list = x.data + x.starts[t];
-            if (x.slot[t] < 0) {
+            if (!x.form[t]) {
                 const std::int64_t count = x.frequency[t];
                 docs.resize(docs.size() + count);
                 if (count) std::memcpy(docs.data() + docs.size() - count, list, 4 * count);
                 impacts.insert(impacts.end(), list + 4 * count, list + 5 * count);
             } else {
-                const std::uint32_t *row = x.directory + x.slot[t] * (x.windows + 1);
-                for (std::int64_t w = 0; w < x.windows; ++w)
-                    each_posting(find_cut(list, row[w], row[w + 1]), [&](std::uint16_t place, std::uint8_t impact) {
+                const std::uint8_t *at = list + x.windows * (1 + x.form[t]);
+                std::int64_t first = 0;
+                each_size(x, t, [&](std::uint32_t size) {
+                    each_posting(find_cut(at, size, x.shift), [&](std::uint16_t place, std::uint8_t impact) {
                         if (!impact) return;
-                        docs.push_back(static_cast<std::uint32_t>(w * x.window() + place));
+                        docs.push_back(static_cast<std::uint32_t>(first + place));
                         impacts.push_back(impact);
                     });
+                    at += cut_bytes(size, x.shift), first += x.window();
+                });
             }
             ptr.push_back(docs.size());
         }
@@ -213,11 +209,10 @@ void search(const HeldLists &held, nb::handle ptr_, nb::handle terms_, nb::handl
 
 void bind_impact_index(nb::module_ &m) {
     nb::class_<HeldLists>(m, "ImpactLists", "Inverted lists of 8-bit impacts; checked once, then fixed.")
-        .def("__init__", &make, nb::arg("documents"), nb::arg("shift"), nb::arg("starts"), nb::arg("slot"),
-             nb::arg("frequency"), nb::arg("kth"), nb::arg("directory"), nb::arg("window_max"), nb::arg("data"),
-             nb::arg("rank"));
+        .def("__init__", &make, nb::arg("documents"), nb::arg("shift"), nb::arg("starts"), nb::arg("form"),
+             nb::arg("frequency"), nb::arg("kth"), nb::arg("data"), nb::arg("rank"));
     m.def("impact_encode", &encode, nb::arg("ptr"), nb::arg("docs"), nb::arg("impacts"), nb::arg("documents"),
-          nb::arg("shift"), "Lists of the terms' postings: starts, slot, frequency, kth, directory, window_max, data.");
+          nb::arg("shift"), "Lists of the terms' postings: starts, form, frequency, kth, data.");
     m.def("impact_decode", &decode, nb::arg("lists"), nb::arg("first"), nb::arg("stop"),
           "The postings of some terms: ptr, docs, impacts.");
     m.def("impact_search", &search, nb::arg("lists"), nb::arg("ptr"), nb::arg("terms"), nb::arg("weights"), nb::arg("k"),

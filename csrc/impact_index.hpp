@@ -27,7 +27,7 @@ constexpr int bounds_bytes = 32;              // four bits per block
 constexpr int group = 16;                     // postings whose places stand together
 constexpr int kth_ranks[4] = {1, 10, 100, 1000};
 constexpr int data_padding = 64;              // bytes after the last list, so that whole registers may be read
-constexpr std::uint32_t least_bounded = 64;   // stored pairs from which a cut carries bounds
+constexpr std::uint32_t least_bounded = 48;   // stored pairs from which a cut carries bounds
 
 struct ImpactLists {
     std::int64_t terms = 0, documents = 0, windows = 0;
@@ -398,7 +398,7 @@ class Best {
     }
     std::int64_t finish(std::int32_t *scores, std::int64_t *ranks) {
         cut();
-        std::sort(keys.begin(), keys.end(), std::greater<std::uint64_t>());
+        sort();
         for (std::size_t i = 0; i < keys.size(); ++i) {
             scores[i] = static_cast<std::int32_t>(keys[i] >> 32);
             ranks[i] = 0xffffffffu - static_cast<std::uint32_t>(keys[i]);
@@ -409,14 +409,59 @@ class Best {
   private:
     std::int64_t k = 0, room = 0;
     std::uint64_t floor = 0;
-    std::vector<std::uint64_t> keys;
+    std::vector<std::uint64_t> keys, spare;
+    static constexpr int buckets = 1024, few = 256;
 
+    // Keeps the k largest.
     void cut() {
-        if (std::int64_t(keys.size()) < k) return;
-        std::nth_element(keys.begin(), keys.begin() + (k - 1), keys.end(), std::greater<std::uint64_t>());
+        const std::int64_t count = keys.size();
+        if (count < k || k == 0) return;
+        const std::int64_t sure = count > few ? sort_out() : 0;
+        std::nth_element(keys.begin() + sure, keys.begin() + (k - 1), keys.end(), std::greater<std::uint64_t>());
         keys.resize(k);
-        if (keys[k - 1] > floor) floor = keys[k - 1];
+        floor = std::max(floor, keys[k - 1]);
         least = std::max<std::int32_t>(least, static_cast<std::int32_t>(keys[k - 1] >> 32));
+    }
+
+    // Counts scores and keeps, without a guessed branch, first the keys that are among the k largest for sure (their
+    // number is returned), then those with scores near the k-th.
+    std::int64_t sort_out() {
+        std::uint64_t largest = 0;
+        for (std::uint64_t key : keys) largest = std::max(largest, key);
+        int shift = 32;
+        while (((largest >> shift) - (floor >> shift)) >= buckets) ++shift;
+        const std::uint64_t base = floor >> shift;
+        std::uint32_t of[buckets] = {};
+        for (std::uint64_t key : keys) ++of[(key >> shift) - base];
+        std::uint64_t edge = (largest >> shift) - base;
+        std::int64_t above = 0;
+        for (; above + of[edge] < k; --edge) above += of[edge];
+        spare.resize(keys.size() + 1);
+        std::int64_t sure = 0, near = 0;
+        for (std::uint64_t key : keys) {
+            const std::uint64_t bucket = (key >> shift) - base;
+            keys[sure] = key, spare[near] = key;  // `sure` never passes the key that is read
+            sure += bucket > edge, near += bucket == edge;
+        }
+        std::copy_n(spare.begin(), near, keys.begin() + sure);
+        keys.resize(sure + near);
+        return sure;
+    }
+
+    // Falling; by the bytes in which keys differ, from the last one on.
+    void sort() {
+        if (std::int64_t(keys.size()) <= few) return std::sort(keys.begin(), keys.end(), std::greater<std::uint64_t>());
+        std::uint64_t varying = 0;
+        for (std::uint64_t key : keys) varying |= key ^ keys[0];
+        spare.resize(keys.size());
+        for (int shift = 0; shift < 64; shift += 8) {
+            if (!(varying >> shift & 255)) continue;
+            std::uint32_t at[257] = {};
+            for (std::uint64_t key : keys) ++at[256 - (key >> shift & 255)];
+            for (int value = 1; value < 257; ++value) at[value] += at[value - 1];
+            for (std::uint64_t key : keys) spare[at[255 - (key >> shift & 255)]++] = key;
+            keys.swap(spare);
+        }
     }
 };
 
@@ -551,11 +596,11 @@ class ImpactSearch {
 
     static void fetch(const std::uint8_t *at, std::int64_t bytes) {
         const std::uint8_t *end = at + std::min<std::int64_t>(bytes, 12 * 64);
-        for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+        for (; at < end; at += 64) __builtin_prefetch(at, 0, 3);
     }
 
     void fetch_bounds(std::int64_t w) const {
-        for (std::int64_t j = 0; j < dense; ++j) __builtin_prefetch(query[j].list + placed(w)[j].at, 0, 2);
+        for (std::int64_t j = 0; j < dense; ++j) __builtin_prefetch(query[j].list + placed(w)[j].at, 0, 3);
     }
 
     // Offers what reaches the threshold, and clears the scores.

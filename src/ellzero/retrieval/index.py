@@ -234,7 +234,7 @@ class ImpactIndex:
     def _choose(self, algorithm: str, snapshot: _Snapshot, queries: Queries, k: int) -> tuple[str, str]:
         if algorithm != "auto":
             return algorithm, "asked for"
-        windows = sum(segment.lists.arrays.window_max.shape[1] for segment in snapshot.segments)
+        windows = sum(segment.lists.arrays.windows for segment in snapshot.segments)
         frequency = sum(segment.lists.arrays.frequency for segment in snapshot.segments)
         postings = int(np.sum(frequency[queries.terms], dtype=np.int64)) if snapshot.segments else 0
         each = postings / max(len(queries), 1)

@@ -29,9 +29,9 @@ from ellzero.retrieval.ids import Ids
 
 __all__ = ["Segment", "lock", "merge", "merge_into", "read_index", "read_segment", "write_index", "write_segment"]
 
-INDEX, SEGMENT, VERSION = "impact-index", "impact-segment", 1
+INDEX, SEGMENT, VERSION = "impact-index", "impact-segment", 2
 _PREFIX, _LOCK = "segment-", ".lock"
-_ARRAYS = ("starts", "slot", "frequency", "kth", "directory", "window_max", "rank")
+_ARRAYS = ("starts", "form", "frequency", "kth", "rank")
 
 
 @dataclass(frozen=True)
