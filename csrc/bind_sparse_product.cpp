@@ -3,6 +3,7 @@
 
 #include "arrays.hpp"
 #include "sparse_product.hpp"
+#include "turn.hpp"
 
 namespace nb = nanobind;
 using namespace ellzero;
@@ -14,7 +15,8 @@ template <> inline const char *dtype_name<std::uint16_t>() { return "uint16"; }
 
 namespace {
 
-void make(Pattern *self, nb::handle ptr_, nb::handle index_, std::int64_t group, std::int64_t columns) {
+void make(Pattern *self, nb::handle ptr_, nb::handle index_, std::int64_t group, std::int64_t columns,
+          nb::handle order_) {
     auto ptr = take<const std::int64_t, 1>(ptr_, "ptr");
     auto index = take<const std::int64_t, 1>(index_, "index");
     const std::int64_t groups = std::int64_t(ptr.shape(0)) - 1, entries = index.shape(0);
@@ -38,6 +40,13 @@ void make(Pattern *self, nb::handle ptr_, nb::handle index_, std::int64_t group,
     } else {
         copy(made.wide);
         made.cut_rows(made.wide.data());
+    }
+    if (!order_.is_none()) {
+        auto order = take<const std::int64_t, 1>(order_, "order");
+        want(group == 1 && std::int64_t(order.shape(0)) == entries && entries >> 32 == 0,
+             "order: want a place per entry, of a pattern with groups of one");
+        for (std::int64_t k = 0; k < entries; ++k) want(order(k) >= 0 && order(k) < entries, "order: want places");
+        made.order.assign(order.data(), order.data() + entries);
     }
     new (self) Pattern(std::move(made));
 }
@@ -88,7 +97,8 @@ void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handl
         SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
             pattern.ptr.data(), index, reinterpret_cast<const Value *>(value.data()), pattern.groups,
             windows ? 1 : batch, scale, bias, windows ? 0 : pattern.columns,
-            windows || pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block};
+            windows || pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block,
+            pattern.order.empty() ? nullptr : pattern.order.data()};
         with_group(pattern.group, [&](auto r) {
             sparse_product<decltype(r)::value>(w, x, batch, out.data(), batch, tile, n_threads);
         });
@@ -113,7 +123,7 @@ void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handl
     auto run = [&](const auto *index) {
         SparseRows<T, std::decay_t<decltype(*index)>, T> w{
             pattern.ptr.data(), index, nullptr, pattern.groups, batch, nullptr, nullptr, pattern.columns,
-            pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block};
+            pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block, nullptr};
         with_group(pattern.group, [&](auto r) {
             values_gradient<decltype(r)::value>(w, grad.data(), x.data(), batch, out.data(), n_threads);
         });
@@ -121,11 +131,20 @@ void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handl
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
 }
 
+template <class T> void turned(nb::handle x_, nb::handle out_, int n_threads) {
+    auto x = take<const T, 2>(x_, "x");
+    auto out = take<T, 2>(out_, "out");
+    want(out.shape(0) == x.shape(1) && out.shape(1) == x.shape(0), "out: want the axes of x, exchanged");
+    nb::gil_scoped_release unlocked;
+    turn(x.data(), std::int64_t(x.shape(0)), std::int64_t(x.shape(1)), out.data(), n_threads);
+}
+
 }  // namespace
 
 void bind_sparse_product(nb::module_ &m) {
     nb::class_<Pattern>(m, "Pattern", "The stored places of a matrix by groups of rows; checked once, then fixed.")
-        .def("__init__", &make, nb::arg("ptr"), nb::arg("index"), nb::arg("group"), nb::arg("columns"));
+        .def("__init__", &make, nb::arg("ptr"), nb::arg("index"), nb::arg("group"), nb::arg("columns"),
+             nb::arg("order").none() = nb::none());
     m.def(
         "sparse_product",
         [](const Pattern &pattern, nb::handle value, nb::handle x, nb::handle out, nb::handle scale, nb::handle bias,
@@ -147,4 +166,10 @@ void bind_sparse_product(nb::module_ &m) {
         },
         nb::arg("pattern"), nb::arg("grad"), nb::arg("x"), nb::arg("out"), nb::arg("n_threads") = 0,
         "out[k, r] = <grad[row r of the group of k], x[column of k]>, the gradient of the stored values.");
+    m.def(
+        "turn",
+        [](nb::handle x, nb::handle out, int n_threads) {
+            (holds<double>(x) ? turned<double> : turned<float>)(x, out, n_threads);
+        },
+        nb::arg("x"), nb::arg("out"), nb::arg("n_threads") = 0, "out = x', both C-contiguous.");
 }

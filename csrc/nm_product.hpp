@@ -126,4 +126,134 @@ void nm_product(const NMRows<T> &w, const T *x, std::int64_t batch, T *out, std:
              [&](std::int64_t from, std::int64_t to) { nm_part(w, x, batch, out, tile, from, to); });
 }
 
+// Chunks of `chunk` rows by m columns, in each of which seat s holds one row (`row`, of the chunk) with the n columns
+// place[s * n ...] of the m: every pattern serves the `together` seats that follow one another, and no column is stored.
+template <class T> struct NMGRows {
+    std::int64_t rows, columns, n, m, chunk, together;
+    const std::uint16_t *row;
+    const std::uint8_t *place;
+    const T *value;
+    const T *bias;
+};
+
+// Adds one chunk by m columns to N vectors of its rows' sums; rows of x and out are `stride` apart. A pattern's columns
+// are read once for all its rows where n is known here (n = F).
+template <int F, int N, bool Partial, class T>
+inline void add_chunk(const NMGRows<T> &w, const std::uint16_t *seat, const T *value, const T *x, T *out,
+                      std::int64_t stride, int last) {
+    using V = Vec<T>;
+    auto load = [&](const T *p, int j) __attribute__((always_inline)) {
+        return Partial && j == N - 1 ? V::partial(p + j * V::n, last) : V::load(p + j * V::n);
+    };
+    auto keep = [&](const V *sum, T *to) __attribute__((always_inline)) {
+        each<N>([&](auto j) __attribute__((always_inline)) {
+            Partial && j == N - 1 ? sum[j].store_partial(to + j * V::n, last) : sum[j].store(to + j * V::n);
+        });
+    };
+    for (std::int64_t s = 0; s < w.chunk; s += w.together) {
+        const std::uint8_t *place = w.place + s * w.n;
+        V part[F > 0 ? F * N : 1];
+        each<F * N>([&](auto i) __attribute__((always_inline)) { part[i] = load(x + place[i / N] * stride, i % N); });
+        for (std::int64_t e = s; e < s + w.together; ++e) {
+            T *to = out + seat[e] * stride;
+            const T *a = value + e * w.n;
+            V sum[N];
+            each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = load(to, j); });
+            if constexpr (F > 0) {
+                each<F>([&](auto i) __attribute__((always_inline)) {
+                    const V factor = V::all(a[i]);
+                    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(factor, part[i * N + j], sum[j]); });
+                });
+            } else {
+                for (std::int64_t i = 0; i < w.n; ++i) {
+                    const V factor = V::all(a[i]);
+                    const T *from = x + place[i] * stride;
+                    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(factor, load(from, j), sum[j]); });
+                }
+            }
+            keep(sum, to);
+        }
+    }
+}
+
+template <int F, class T>
+void nmg_part(const NMGRows<T> &w, const T *x, std::int64_t batch, T *out, std::int64_t from, std::int64_t to) {
+    constexpr int n = Vec<T>::n;
+    const std::int64_t blocks = w.columns / w.m;
+    for (std::int64_t c = from; c < to; ++c) {
+        T *first = out + c * w.chunk * batch;
+        for (std::int64_t r = 0; r < w.chunk; ++r) std::fill_n(first + r * batch, batch, w.bias ? w.bias[c * w.chunk + r] : T(0));
+        auto pass = [&](auto vectors, auto partial, std::int64_t b, int last) __attribute__((always_inline)) {
+            for (std::int64_t j = 0; j < blocks; ++j) {
+                const std::int64_t at = (c * blocks + j) * w.chunk;
+                add_chunk<F, decltype(vectors)::value, decltype(partial)::value>(
+                    w, w.row + at, w.value + at * w.n, x + j * w.m * batch + b, first + b, batch, last);
+            }
+        };
+        std::int64_t b = 0;
+        for (; b + 4 * n <= batch; b += 4 * n) pass(std::integral_constant<int, 4>(), std::false_type(), b, n);
+        for (; b + n <= batch; b += n) pass(std::integral_constant<int, 1>(), std::false_type(), b, n);
+        if (b < batch) pass(std::integral_constant<int, 1>(), std::true_type(), b, static_cast<int>(batch - b));
+    }
+}
+
+// One column: a number at a time.
+template <class T> void nmg_vector(const NMGRows<T> &w, const T *x, T *out, std::int64_t from, std::int64_t to) {
+    const std::int64_t blocks = w.columns / w.m;
+    for (std::int64_t c = from; c < to; ++c) {
+        T *first = out + c * w.chunk;
+        for (std::int64_t r = 0; r < w.chunk; ++r) first[r] = w.bias ? w.bias[c * w.chunk + r] : T(0);
+        for (std::int64_t j = 0; j < blocks; ++j) {
+            const std::int64_t at = (c * blocks + j) * w.chunk;
+            const std::uint16_t *seat = w.row + at;
+            const T *a = w.value + at * w.n, *here = x + j * w.m;
+            for (std::int64_t s = 0; s < w.chunk; ++s) {
+                T sum = first[seat[s]];
+                for (std::int64_t i = 0; i < w.n; ++i) sum = fma_one(a[s * w.n + i], here[w.place[s * w.n + i]], sum);
+                first[seat[s]] = sum;
+            }
+        }
+    }
+}
+
+template <class T> void nmg_product(const NMGRows<T> &w, const T *x, std::int64_t batch, T *out, int asked) {
+    const std::int64_t chunks = w.rows / w.chunk;
+    const int threads = threads_for(w.rows * (w.columns / w.m * w.n) * batch, asked, 1 << 18);
+    in_parts(chunks, static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(chunks, 1))),
+             [&](std::int64_t from, std::int64_t to) {
+                 if (batch == 1) return nmg_vector(w, x, out, from, to);
+                 if (w.n == 1) return nmg_part<1>(w, x, batch, out, from, to);
+                 if (w.n == 2) return nmg_part<2>(w, x, batch, out, from, to);
+                 nmg_part<0>(w, x, batch, out, from, to);
+             });
+}
+
+// out = W' y: block j of m columns belongs to one thread and sums over chunks in their order.
+template <class T> void nmg_turned(const NMGRows<T> &w, const T *y, std::int64_t batch, T *out, int asked) {
+    const std::int64_t blocks = w.columns / w.m, chunks = w.rows / w.chunk;
+    constexpr int n = Vec<T>::n;
+    auto part = [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t j = from; j < to; ++j) {
+            T *first = out + j * w.m * batch;
+            std::fill_n(first, w.m * batch, T(0));
+            for (std::int64_t c = 0; c < chunks; ++c) {
+                const std::int64_t at = (c * blocks + j) * w.chunk;
+                for (std::int64_t s = 0; s < w.chunk; ++s) {
+                    const T *row = y + (c * w.chunk + w.row[at + s]) * batch;
+                    for (std::int64_t i = 0; i < w.n; ++i) {
+                        T *sum = first + w.place[s * w.n + i] * batch;
+                        const T a = w.value[(at + s) * w.n + i];
+                        std::int64_t b = 0;
+                        for (; b + n <= batch; b += n)
+                            fma(Vec<T>::all(a), Vec<T>::load(row + b), Vec<T>::load(sum + b)).store(sum + b);
+                        for (; b < batch; ++b) sum[b] = fma_one(a, row[b], sum[b]);
+                    }
+                }
+            }
+        }
+    };
+    const int threads = threads_for(w.rows * (blocks * w.n) * batch, asked, 1 << 18);
+    in_parts(blocks, static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(blocks, 1))), part);
+}
+
 }  // namespace ellzero

@@ -44,6 +44,8 @@ struct Pattern {
     // row's columns do not rise or its blocks hold too few entries to be worth a visit.
     std::vector<std::uint32_t> cut;
     std::int64_t block = 0;  // columns of a block
+    // Where the values come from another pattern's (the transpose): entry k has the value at order[k]; else empty.
+    std::vector<std::uint32_t> order;
 
     static constexpr std::int64_t ahead = 16;
     std::int64_t entries() const { return ptr.back(); }
@@ -83,11 +85,12 @@ template <class T, class Index, class Value> struct SparseRows {
     std::int64_t columns = 0;  // rows of X, where they may be packed into slabs; 0: never
     const std::uint32_t *cut = nullptr;  // of the pattern, where X may be taken block by block
     std::int64_t block = 0;
+    const std::uint32_t *order = nullptr;  // of the pattern, where the values lie in another order
 };
 
 // Room for `count` numbers that a thread keeps from call to call, since fresh pages cost more than filling them; what
-// is larger than a cache is given back when the holder goes.
-template <class T> class Room {
+// is larger than a cache is given back when the holder goes. What is held at the same time has another `Use`.
+template <class T, int Use = 0> class Room {
   public:
     explicit Room(std::int64_t count) {
         const std::int64_t bytes = count * std::int64_t(sizeof(T)) + 64;
@@ -366,11 +369,20 @@ template <int R, class T, class Index, class Value>
 void sparse_product(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t batch, T *out,
                     std::int64_t out_stride, std::int64_t tile, int asked) {
     const int threads = threads_for((w.ptr[w.groups] - w.ptr[0] + w.groups) * R * batch, asked, 1 << 18);
-    by_entries(w.ptr, w.groups, threads, [&](std::int64_t from, std::int64_t to) {
+    auto part = [&](const SparseRows<T, Index, Value> &rows, std::int64_t from, std::int64_t to) {
         if (batch == 1)
-            vector_part<R>(w, x, out, from, to);
+            vector_part<R>(rows, x, out, from, to);
         else
-            product_part<R>(w, x, batch, out, out_stride, tile, from, to);
+            product_part<R>(rows, x, batch, out, out_stride, tile, from, to);
+    };
+    by_entries(w.ptr, w.groups, threads, [&](std::int64_t from, std::int64_t to) {
+        if (!w.order) return part(w, from, to);
+        const std::int64_t begin = w.ptr[from], end = w.ptr[to];
+        Room<Value, 1> room(end - begin);
+        for (std::int64_t k = begin; k < end; ++k) room.data()[k - begin] = w.value[w.order[k]];
+        SparseRows<T, Index, Value> sorted = w;
+        sorted.value = room.data() - begin;
+        part(sorted, from, to);
     });
 }
 
