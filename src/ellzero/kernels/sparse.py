@@ -14,7 +14,7 @@ import numpy as np
 from ellzero.errors import InputError, check_array, check_choice, check_integer
 from ellzero.kernels._dispatch import CHOICE
 
-__all__ = ["GROUPS", "PRODUCT_DTYPES", "Pattern", "nm_product"]
+__all__ = ["GROUPS", "PRODUCT_DTYPES", "Pattern", "nm_product", "nmg_product", "turn"]
 
 GROUPS = (1, 4, 8)
 """Rows that may share one pattern."""
@@ -53,13 +53,16 @@ class Pattern:
     index : ``[entries]``, the column of each entry; columns of a group in any order, each at most once.
     group : 1, 4 or 8.
     columns : number of columns.
+    order : ``[entries]``, groups of one only: entry k has the value at place ``order[k]`` of what products are given.
 
     Raises
     ------
     InputError : ptr does not rise from 0 to the number of entries, or an index is no column.
     """
 
-    def __init__(self, ptr: np.ndarray, index: np.ndarray, *, group: int = 1, columns: int):
+    def __init__(
+        self, ptr: np.ndarray, index: np.ndarray, *, group: int = 1, columns: int, order: np.ndarray | None = None
+    ):  # fmt: skip
         self.group = check_choice("group", group, GROUPS)
         self.columns = check_integer("columns", columns, at_least=0)
         self.ptr = _whole("ptr", ptr)
@@ -71,14 +74,19 @@ class Pattern:
         self.index = index.astype(np.uint16 if columns <= 65536 else np.uint32)
         for array in (self.ptr, self.index):
             array.setflags(write=False)
+        self.order = None if order is None else _whole("order", order)
+        if order is not None and (group != 1 or not np.array_equal(np.sort(self.order), np.arange(len(index)))):
+            raise InputError("order: want each place once, of a pattern with groups of one")
         native = CHOICE.module
-        self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns)
+        self._native = (
+            None if native is None else native.Pattern(self.ptr, index, self.group, self.columns, self.order)
+        )
 
     def __deepcopy__(self, memo: Any) -> Pattern:
         return self  # nothing in it can change
 
     def __reduce__(self) -> Any:
-        return _unpickled, (self.ptr, self.index, self.group, self.columns)
+        return _unpickled, (self.ptr, self.index, self.group, self.columns, self.order)
 
     @property
     def rows(self) -> int:
@@ -104,6 +112,11 @@ class Pattern:
         order = np.argsort(columns, kind="stable")  # rows rise already, so they rise within each column
         ptr = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=self.columns))])
         return Pattern(ptr, rows[order], columns=self.rows), order
+
+    def turned(self) -> Pattern:
+        """The pattern of the transpose, whose products take the values of this pattern as they lie here."""
+        pattern, order = self.transposed()
+        return Pattern(pattern.ptr, pattern.index, columns=pattern.columns, order=order)
 
     def product(
         self, value: np.ndarray, x: np.ndarray, *, bias: np.ndarray | None = None, scale: np.ndarray | None = None,
@@ -152,7 +165,9 @@ class Pattern:
     ) -> np.ndarray:  # fmt: skip
         kind = x.dtype
         if value.shape != (len(self.index), self.group):
-            raise InputError(f"value: got shape {value.shape}, want {(len(self.index), self.group)}")
+            if self.order is None or value.size != len(self.index):
+                raise InputError(f"value: got shape {value.shape}, want {(len(self.index), self.group)}")
+            value = value.reshape(-1, 1)
         for name, row in (("bias", bias), ("scale", scale)):
             if row is not None and (row.shape != (self.rows,) or row.dtype != kind):
                 raise InputError(f"{name}: got {row.dtype} {row.shape}, want {kind} {(self.rows,)}")
@@ -161,7 +176,8 @@ class Pattern:
             out = np.empty((self.rows, batch), kind)
         if self._native is None:
             rows = x if x.ndim == 2 else np.lib.stride_tricks.sliding_window_view(x, batch)
-            out[...] = self._reference(widened(value), rows, bias, scale)
+            value = widened(value if self.order is None else value[self.order])
+            out[...] = self._reference(value, rows, bias, scale)
             return out
         # the windows of a convolution overlap: together they are as large as x itself
         features = self.columns if x.ndim == 2 else -(-len(x) // batch)
@@ -186,12 +202,14 @@ class Pattern:
         ----------
         grad, x : ``[rows, batch]`` and ``[columns, batch]``, both float32 or both float64.
         """
+        if self.order is not None:
+            raise InputError("pattern: got one whose values lie in another's order; take the gradient of that one")
         kind = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
         x, grad = _dense("x", x, self.columns, kind), _dense("grad", grad, self.rows, kind)
         if x.shape[1] != grad.shape[1]:
             raise InputError(f"grad: got {grad.shape[1]} columns, want {x.shape[1]} as x")
         threads = _threads(n_threads)
-        out = np.zeros((len(self.index), self.group), kind)
+        out = np.empty((len(self.index), self.group), kind)
         if self._native is None:
             groups = self.row_of()
             for r in range(self.group):
@@ -201,8 +219,8 @@ class Pattern:
         return out
 
 
-def _unpickled(ptr: np.ndarray, index: np.ndarray, group: int, columns: int) -> Pattern:
-    return Pattern(ptr, index, group=group, columns=columns)
+def _unpickled(ptr: np.ndarray, index: np.ndarray, group: int, columns: int, order: np.ndarray | None) -> Pattern:
+    return Pattern(ptr, index, group=group, columns=columns, order=order)
 
 
 def nm_product(
@@ -228,6 +246,49 @@ def nm_product(
     out = np.empty((len(value), x.shape[1]), kind)
     tile = _tile(columns, x.shape[1], kind.itemsize)
     CHOICE.module.nm_product(place, value, x, out, _row(bias), n, m, place_bits(m), tile, threads)
+    return out
+
+
+def nmg_product(
+    row: np.ndarray, place: np.ndarray, value: np.ndarray, x: np.ndarray, *, m: int, bias: np.ndarray | None = None,
+    turned: bool = False, n_threads: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """``W x + bias`` for an n:m:g matrix, or ``W' x``: the columns of every seat of a chunk are known beforehand.
+
+    Parameters
+    ----------
+    row : uint16 ``[chunks, blocks, seats]``: which row of the chunk (of as many rows as seats) has each seat.
+    place : uint8 ``[seats, n]``: the columns of each seat among m; the same for every chunk.
+    value : ``[chunks, blocks, seats, n]`` float32 or float64.
+    x : ``[blocks * m, batch]``, or ``[chunks * seats, batch]`` where ``turned``; of the dtype of ``value``.
+    """
+    chunks, blocks, seats, n = value.shape
+    rows, columns = chunks * seats, blocks * m
+    kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
+    x = _dense("x", x, rows if turned else columns, kind)
+    threads = _threads(n_threads)
+    if CHOICE.module is None:
+        dense = np.zeros((chunks, blocks, seats, m), kind)
+        seated = np.zeros((chunks, blocks, seats, m), kind)
+        np.put_along_axis(seated, np.broadcast_to(place, value.shape).astype(np.int64), value, axis=3)
+        np.put_along_axis(dense, row.astype(np.int64)[..., None], seated, axis=2)
+        dense = dense.transpose(0, 2, 1, 3).reshape(rows, columns)
+        out = dense.T @ x if turned else dense @ x
+        return out if bias is None else out + bias[:, None]
+    out = np.empty((columns if turned else rows, x.shape[1]), kind)
+    CHOICE.module.nmg_product(
+        row.reshape(-1, seats), place, value.reshape(-1, n), x, out, _row(bias), m, seats, turned, threads
+    )
+    return out
+
+
+def turn(x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
+    """The transpose of a float32 or float64 matrix, C-contiguous: a batch to feature-major and back."""
+    x = _dense("x", x, len(x), np.dtype(np.float64 if x.dtype == np.float64 else np.float32))
+    if CHOICE.module is None:
+        return np.ascontiguousarray(x.T)
+    out = np.empty(x.shape[::-1], x.dtype)
+    CHOICE.module.turn(x, out, _threads(n_threads))
     return out
 
 

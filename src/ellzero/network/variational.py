@@ -160,8 +160,8 @@ def sparse_variational(
     No weight decay: the prior does that. ``rho`` wants an optimiser that scales by derivative size, such as Adam.
 
     On MNIST at 5 % (three seeds, two rates each, chosen on training rows held out; 784-300-100-10, 945 steps): accuracy
-    94.3 +- 0.1 %, log loss 0.185 +- 0.012, calibration error 0.014 +- 0.003; a dense variational network 94.7, 0.186 and
-    0.016; RigL 93.7, 0.229 and 0.028; gradual pruning, dense at first, 94.5, 0.186 and 0.012.
+    94.3 +- 0.1 %, log loss 0.185 +- 0.012, calibration error 0.014 +- 0.003; a dense variational network 94.7, 0.186
+    and 0.016; RigL 93.7, 0.229 and 0.028; gradual pruning, dense at first, 94.5, 0.186 and 0.012.
 
     Parameters
     ----------
