@@ -1,6 +1,6 @@
 """Whole models, pruned and finalised, against their dense twins and ONNX Runtime: latency, size and accuracy.
 
-    python benchmarks/finalized.py [--threads 1] [--repeats 11] [--out docs/benchmarks-finalized.md]
+    python benchmarks/finalized.py [--threads 1] [--repeats 11] [--markdown docs/benchmarks-finalized.md]
 
 An MLP and a residual network on the 8 x 8 digits (trained here, then trained on under their mask), and the language
 model that ships (pruned by magnitude, not trained again). All ways of a model are timed in turn in one process, by CPU
@@ -10,6 +10,7 @@ time per thread. ONNX Runtime needs the extra ``bench``; without it its columns 
 import argparse
 import copy
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -190,7 +191,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path, help="write the page, and its picture beside it")
     parser.add_argument("--only", default="", help="a part of a model's name")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -198,8 +199,9 @@ def main():
     wide = "AVX-512" if "avx512f" in config["cpu"] else "no AVX-512"
     lines = [
         "# Whole models, finalised", "",
-        "Written by `benchmarks/finalized.py`: milliseconds of CPU time per thread, all ways of a row in turn, in one",
-        f"process; medians of {given.repeats}, {given.threads} thread(s), kernels `{config['isa']}`, {wide}.",
+        "Written by `benchmarks/finalized.py --markdown FILE`: milliseconds of CPU time per thread, all ways of a row",
+        f"in turn, in one process; medians of {given.repeats}, {given.threads} thread(s), kernels `{config['isa']}`,",
+        f"{wide}; the machine had {os.cpu_count()} cores and a load of {os.getloadavg()[0]:.1f} when this began.",
         "Accuracy in % stands in brackets (the transformer: next token); finalising leaves that of the pruned model as",
         "it is, int8 changes it. The transformer is pruned by magnitude and not trained again. Where no layer is",
         "sparse, the network stays dense, and differences from 1 are the machine's.", "",
@@ -235,10 +237,10 @@ def main():
                 )
                 print(lines[-1], flush=True)
                 done.remove()
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text("\n".join([*lines, "", "![Speed-up over sparsity](images/finalized.svg)", ""]))
-        picture(points, given.out.parent / "images" / "finalized.svg")
+    if given.markdown is not None:
+        given.markdown.parent.mkdir(parents=True, exist_ok=True)
+        given.markdown.write_text("\n".join([*lines, "", "![Speed-up over sparsity](images/finalized.svg)", ""]))
+        picture(points, given.markdown.parent / "images" / "finalized.svg")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Products with sparse weights against dense ones: ours and the peers interleaved in one process.
 
-    python benchmarks/kernels.py [--threads 1 2] [--repeats 11] [--out docs/benchmarks-kernels.md] [--only TEXT]
+    python benchmarks/kernels.py [--threads 1 2] [--repeats 11] [--markdown docs/benchmarks-kernels.md] [--only TEXT]
 
 Each way is timed in turn; medians, warm-up not counted. Two ratios to torch's dense float32 are shown: by CPU time per
 thread, which other processes on a busy machine disturb little, and by the clock. Weights are random, uniform, and
@@ -8,6 +8,7 @@ rotated where ``batch`` is 1: enough copies that together they do not fit in the
 """
 
 import argparse
+import os
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
 from ellzero.kernels import show_config
+from ellzero.kernels._dispatch import CHOICE
 from ellzero.layouts.condensed import Condensed
 from ellzero.layouts.grouped import CSR, RowGroup
 from ellzero.layouts.nm import NM
@@ -158,12 +160,16 @@ def convolution(channels, side, density):
 
 
 def bounds():
-    """Bytes per second that one thread reads from memory, and the operations per second of NumPy's product."""
+    """Per thread: bytes a second from memory, operations a second of registers and of NumPy's product."""
     big, out = np.ones(64 << 20, np.float32), np.empty((768, 768), np.float32)
     read = min(_timed(lambda: np.add.reduce(big)) for _ in range(5))
     a = G.standard_normal((768, 768)).astype(np.float32)
     multiply = min(_timed(lambda: np.matmul(a, a, out=out)) for _ in range(20))
-    return big.nbytes / read, 2 * 768**3 / multiply
+    peak = 2 * 768**3 / multiply
+    if CHOICE.module is not None:
+        done = CHOICE.module.fused_multiply_adds(1)
+        peak = max(1e5 * done / _timed(lambda: CHOICE.module.fused_multiply_adds(100_000)) for _ in range(20))
+    return big.nbytes / read, peak, 2 * 768**3 / multiply
 
 
 def _timed(run):
@@ -172,50 +178,32 @@ def _timed(run):
     return time.thread_time() - started
 
 
+TRAINING = "training step, 768 x 3072, batch 64"
 # What is asked for: name, ways that count, sparsity -> times torch's dense float32.
 GOALS = {
-    "768 x 3072, batch 64": {"row group": {0.5: 2, 0.8: 5, 0.9: 12}, "CSR": {0.6: 1.3, 0.8: 3, 0.9: 6}},
-    "768 x 3072, batch 256": {"row group": {0.5: 2, 0.8: 5, 0.9: 12}},
+    "768 x 3072, batch 64": {"row group 4": {0.5: 2, 0.8: 5, 0.9: 12}, "CSR": {0.6: 1.3, 0.8: 3, 0.9: 6}},
+    "768 x 3072, batch 256": {"row group 4": {0.5: 2, 0.8: 5, 0.9: 12}},
     "768 x 3072, batch 1": {"condensed": {0.9: 1.9}, "2:4": {0.5: 1.4}},
     "4096 x 4096, batch 1": {"condensed": {0.9: 5.5}, "2:4": {0.5: 1.7}},
+    TRAINING: {"SparseLinear": {0.9: 3, 0.95: 7}},
+    "1 x 1 convolution": {"row group 4": {0.8: 2, 0.9: 2}},
 }
 
 
-def bound(way, density, batch, dense_seconds, rows, columns, bandwidth, flops):
-    """Times as fast as dense that memory and the arithmetic units allow: the stored numbers are read once."""
-    stored = 0.5 if way == "2:4" else density
-    each = {"2:4": 4.25, "CSR": 6, "condensed": 6}.get(way, 1.5 if way.endswith("int8") else 4.5)
-    work = 2 * rows * columns * stored * batch / flops
-    read = rows * columns * stored * each / bandwidth if batch == 1 else 0
-    return dense_seconds / max(work, read)
+def goal(label, way, sparsity):
+    """What is asked of that way, or None."""
+    known = next((ways for name, ways in GOALS.items() if label.startswith(name)), {})
+    return known.get(way, {}).get(round(sparsity, 2))
 
 
-def measure(threads, repeats, only):
-    """Lines of the table for one number of threads."""
-    torch.set_num_threads(threads)
-    with threadpool_limits(threads, user_api="blas"):
-        bandwidth, flops = bounds()
-        yield f"### {threads} thread{'s' * (threads > 1)}"
-        yield ""
-        rates = f"{bandwidth / 1e9:.0f} GB/s from memory; NumPy's product runs at {flops / 1e9:.0f} GFLOP/s"
-        yield f"One thread reads {rates}."
-        yield ""
-        yield "| product | sparsity | way | by CPU time | by the clock | asked for | bound |"
-        yield "|---|---|---|---|---|---|---|"
-        for label, sparsity, found, size in measurements(threads, repeats, only):
-            reference = found.pop("dense float32")
-            rate = "" if size is None else f" ({2 * np.prod(size) / reference[0] / 1e9:.0f} GFLOP/s)"
-            yield f"| {label} | {100 * sparsity:.0f} % | dense float32{rate} | 1 | 1 | | |"
-            goals = GOALS.get(label, {})
-            for name, spent in found.items():
-                kind = "row group" if name.startswith("row group") and "int8" not in name else name
-                goal = goals.get(kind, {}).get(round(sparsity, 2), "")
-                most = ""
-                if size is not None and name.split()[0] in ("CSR", "row", "condensed", "2:4"):
-                    most = bound(name, 1 - sparsity, size[2], reference[0], *size[:2], bandwidth, flops)
-                    most = f"{most:.1f} ({100 * reference[0] / spent[0] / most:.0f} %)"
-                ratios = " | ".join(f"{ratio:.2f}" for ratio in reference / spent)
-                yield f"| | | {name} | {ratios} | {goal} | {most} |"
+def limit(way, sparsity, size, rates):
+    """Seconds that no kernel can go below: the stored numbers read once (batch 1), and every product done once."""
+    rows, columns, batch = size
+    dense = way.startswith("dense") or way == "NumPy"
+    stored = 1 if dense else 0.5 if way == "2:4" else 1 - sparsity
+    each = 4 if dense else {"2:4": 4.25, "CSR": 6, "condensed": 6}.get(way, 1.5 if way.endswith("int8") else 4.5)
+    read = rows * columns * stored * each / rates[0] if batch == 1 else 0
+    return max(2 * rows * columns * stored * batch / rates[1], read)
 
 
 def measurements(threads, repeats, only):
@@ -227,7 +215,7 @@ def measurements(threads, repeats, only):
                 continue
             dense, x = dense_ways(rows, columns, batch)
             for sparsity in (0.9, 0.8, 0.6, 0.5):
-                if sparsity == 0.6 and batch != 64:
+                if (sparsity == 0.6 and batch != 64) or (rows == 4096 and sparsity not in (0.9, 0.5)):
                     continue
                 ways = {**dense, **sparse_ways(rows, columns, batch, 1 - sparsity, x, threads)}
                 if batch == 1 and sparsity == 0.5:
@@ -237,55 +225,168 @@ def measurements(threads, repeats, only):
             label = f"1 x 1 convolution, {channels} channels, {side} x {side}"
             for sparsity in (0.8, 0.9):
                 if only in label:
-                    yield (
-                        label,
-                        sparsity,
-                        interleaved(convolution(channels, side, 1 - sparsity), repeats, threads),
-                        None,
-                    )
+                    ways = convolution(channels, side, 1 - sparsity)
+                    yield label, sparsity, interleaved(ways, repeats, threads), (channels, channels, side * side)
     for sparsity in (0.9, 0.95):
-        label = "training step, 768 x 3072, batch 64"
-        if only in label:
-            yield label, sparsity, interleaved(training(1 - sparsity, 64), repeats, threads), None
+        if only in TRAINING:
+            yield TRAINING, sparsity, interleaved(training(1 - sparsity, 64), repeats, threads), (3 * 768, 3072, 64)
+
+
+def table(found, rates, threads):
+    """Lines: one per way, with a pair of columns per number of threads; the last column is of the first number."""
+    head = " | ".join(f"{n} thread{'s' * (n > 1)}, by CPU time | by the clock" for n in threads)
+    yield f"| product | sparsity | way | {head} | GFLOP/s | of the bound | asked for |"
+    yield "|---|---|---|" + "---|" * (2 * len(threads) + 3)
+    for (label, sparsity), runs in found.items():
+        size, one = runs[threads[0]]
+        for way, spent in one.items():
+            cells = []
+            for n in threads:
+                mine = runs.get(n, (size, {}))[1].get(way)
+                dense = runs.get(n, (size, {}))[1].get("dense float32")
+                cells += ["-", "-"] if mine is None else [f"{ratio:.2f}" for ratio in dense / mine]
+            least = limit(way.split(" (")[0], sparsity, size, rates)
+            share = "dense" if way in ("dense bfloat16", "dense int8") else f"{100 * least / spent[0]:.0f} %"
+            stored = 1 if way.startswith("dense") or way == "NumPy" else 0.5 if way == "2:4" else 1 - sparsity
+            rate = 2 * np.prod(size) * stored / spent[0] / 1e9
+            first = f"{label} | {100 * sparsity:.0f} %" if way == "dense float32" else " | "
+            asked = goal(label, way, sparsity)
+            yield (f"| {first} | {way} | {' | '.join(cells)} | {rate:.0f} | {'' if share == 'dense' else share} | "
+                   f"{'' if asked is None else f'{asked}x'} |")  # fmt: skip
+
+
+def against(found, rates, threads):
+    """Lines: what was asked for, what was reached, and what the bound would allow."""
+    yield "| product | sparsity | way | asked for | reached | bound | |"
+    yield "|---|---|---|---|---|---|---|"
+    for (label, sparsity), runs in found.items():
+        size, one = runs[threads[0]]
+        dense = one["dense float32"][0]
+        for way, spent in one.items():
+            asked = goal(label, way, sparsity)
+            if asked is None:
+                continue
+            reached, most = dense / spent[0], dense / limit(way, sparsity, size, rates)
+            word = "met" if reached >= asked else "missed" if most >= asked else "missed; above the bound"
+            yield (f"| {label} | {100 * sparsity:.0f} % | {way} | {asked}x | {reached:.2f}x | {most:.1f}x | {word} |")
+        if label == TRAINING and "sparseprop" in one:
+            ratio = one["sparseprop"][0] / one["SparseLinear"][0]
+            yield (f"| {label} | {100 * sparsity:.0f} % | SparseLinear, against sparseprop | 2x | {ratio:.2f}x | | "
+                   f"{'met' if ratio >= 2 else 'missed'} |")  # fmt: skip
+        if label == "768 x 3072, batch 64" and sparsity in (0.8, 0.9):
+            ours, theirs = one["row group 4 int8"][0], one["dense int8"][0]
+            yield (f"| {label} | {100 * sparsity:.0f} % | row group 4 int8, against dense int8 | 1x | "
+                   f"{theirs / ours:.2f}x | {theirs / limit('row group 4 int8', sparsity, size, rates):.1f}x | "
+                   f"{'met' if theirs >= ours else 'missed'} |")  # fmt: skip
+
+
+SIZES = [(16, 16), (64, 64), (256, 256), (100, 3000), (768, 3072), (3072, 768), (4096, 4096)]
+
+
+def with_scipy(repeats):
+    """((rows, columns), density, batch, times as fast as SciPy's CSR), one thread, plain arrays in and out."""
+    for rows, columns in SIZES:
+        for density in (0.01, 0.05, 0.1, 0.3, 0.5):
+            if rows * columns * density < 1:
+                continue
+            W = masked(rows, columns, density)
+            ours, theirs = CSR.from_dense(W), scipy.sparse.csr_matrix(W)
+            for batch in (1, 8, 64):
+                x = G.standard_normal((columns, batch) if batch > 1 else columns).astype(np.float32)
+                yield (rows, columns), density, batch, _in_turn(ours, theirs, x, repeats)
+
+
+def _in_turn(ours, theirs, x, repeats):
+    """Times as fast as theirs; so many calls in a row that the clock's steps do not show."""
+    work = theirs.nnz * x.size // theirs.shape[1]
+    times = max(1, int(2e5 / (40 * (theirs.shape[0] + 100) + work)))
+
+    def run(way):
+        for _ in range(times):
+            ours.matmul(x, n_threads=1) if way == 0 else theirs @ x
+
+    spent = np.empty((repeats if work < 5e7 else 3, 2))
+    for row in [np.empty(2), *spent]:
+        for way in G.permutation(2):
+            row[way] = _timed(lambda way=way: run(way))
+    mine, their = np.median(spent, axis=0)
+    return their / mine
+
+
+def scipy_table(repeats):
+    found = list(with_scipy(repeats))
+    densities = sorted({density for _, density, _, _ in found})
+    yield "| rows x columns | batch | " + " | ".join(f"{100 * d:g} % stored" for d in densities) + " |"
+    yield "|---|---|" + "---|" * len(densities)
+    for size in SIZES:
+        for batch in (1, 8, 64):
+            cells = {d: r for s, d, b, r in found if (s, b) == (size, batch)}
+            row = " | ".join(f"{cells[d]:.2f}" if d in cells else "-" for d in densities)
+            yield f"| {size[0]} x {size[1]} | {batch} | {row} |"
+    size, density, batch, worst = min(found, key=lambda row: row[-1])
+    yield ""
+    yield f"The smallest ratio is {worst:.2f}: {size[0]} x {size[1]} at {100 * density:g} % stored, batch {batch}."
 
 
 HEAD = """# Products with sparse weights
 
-Written by `benchmarks/kernels.py`: ours and the peers interleaved in one process, medians of {repeats}, warm-up not
-counted, in another order each round. Ratios are times as fast as torch's dense float32 layer; "by CPU time" is per
-thread. "Bound" is what reading the stored numbers once (batch 1) and the arithmetic rate of NumPy's product allow, with
-the share of it that is reached by CPU time. What takes over {limit} s is run once. Kernels: `{isa}`;
-OpenBLAS core: {core}; {note}
+Written by `benchmarks/kernels.py --markdown FILE`: ours and the peers interleaved in one process, medians of {repeats},
+warm-up not counted, in another order each round. Ratios are times as fast as torch's dense float32 layer with as many
+threads; "by CPU time" is per thread. The machine had {cores} cores and a load of {load:.1f} when this began, so that
+what else ran on it is in the clock's columns, and in part in the others. What takes over {limit} s is run once.
+Kernels: `{isa}`; OpenBLAS core: {core}; this processor has {wide}AVX-512.
 
-The training goal is 3x at 90 % and 7x at 95 %, and twice the sparseprop module; the goal of 1 x 1 convolutions is 2x;
-row groups with int8 values are to beat dense int8.
+One thread does {peak:.0f} GFLOP/s in registers (multiply-adds that wait for nothing) and reads {read:.0f} GB/s from
+memory; NumPy's product of 768 x 768 runs at {blas:.0f} GFLOP/s. The bound is the larger of two times: every stored
+number multiplied at the first rate, and, at batch 1, every stored number and column read once at the second; "of the
+bound" is the share that is reached by CPU time with {first} thread{s}. int8 values are widened to float32, so that they
+save bytes and not multiplies.
 """
 
-AVX2 = """
-Measured on cores that other work may share: on a busy machine the clock's column means little, and figures by CPU time
-vary by a third. int8 values are widened to float32, so that they save bytes and not multiplies.
-"""
+
+def page(threads, repeats, only):
+    """The whole page, line by line."""
+    config = show_config()
+    load = os.getloadavg()[0]
+    torch.set_num_threads(1)
+    with threadpool_limits(1, user_api="blas"):
+        rates = bounds()
+    wide = "" if "avx512f" in config["cpu"] else "no "
+    yield from HEAD.format(
+        limit=LIMIT, repeats=repeats, isa=config["isa"], core=config["blas_core"], wide=wide, load=load,
+        cores=os.cpu_count(), read=rates[0] / 1e9, peak=rates[1] / 1e9, blas=rates[2] / 1e9, first=threads[0],
+        s="s" * (threads[0] > 1),
+    ).splitlines()  # fmt: skip
+    found = {}
+    for n in threads:
+        torch.set_num_threads(n)
+        with threadpool_limits(n, user_api="blas"):
+            for label, sparsity, spent, size in measurements(n, repeats, only):
+                found.setdefault((label, sparsity), {})[n] = size, spent
+    yield from ["", "## What was asked for", "", *against(found, rates, threads)]
+    yield from ["", "## Every product", "", *table(found, rates, threads)]
+    torch.set_num_threads(1)
+    if only in "SciPy":
+        yield from ["", "## Against SciPy's CSR", "",
+                    "Times as fast as `scipy.sparse.csr_matrix @ x` on NumPy arrays, one thread, by CPU time;",
+                    "`CSR.matmul` with all that it checks.", "", *scipy_table(repeats)]  # fmt: skip
+    yield from ["", f"The load was {os.getloadavg()[0]:.1f} at the end."]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--only", default="")
     given = parser.parse_args()
-    config = show_config()
-    note = "this processor has AVX-512." if "avx512f" in config["cpu"] else "this processor has no AVX-512."
-    head = HEAD.format(limit=LIMIT, repeats=given.repeats, isa=config["isa"], core=config["blas_core"], note=note)
-    lines = [*(head + (AVX2 if config["isa"] == "avx2" else "")).splitlines(), ""]
-    for threads in given.threads:
-        for line in measure(threads, given.repeats, given.only):
-            print(line, flush=True)
-            lines.append(line)
-        lines.append("")
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text("\n".join(lines))
+    lines = []
+    for line in page(given.threads, given.repeats, given.only):
+        print(line, flush=True)
+        lines.append(line)
+    if given.markdown is not None:
+        given.markdown.parent.mkdir(parents=True, exist_ok=True)
+        given.markdown.write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

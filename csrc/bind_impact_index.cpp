@@ -38,17 +38,17 @@ void check_lists(const ImpactLists &x, std::uint64_t size) {
         const int form = x.form[t];
         want(form == 0 || form == 1 || form == 2 || form == 4, "form: want 0, 1, 2 or 4");
         if (!form) {
-            want(5 * std::uint64_t(x.frequency[t]) <= bytes, "starts: a short list leaves its bytes");
+            want(5 * std::uint64_t(x.frequency[t]) <= bytes, "starts: want room for a short list");
             continue;
         }
         std::uint64_t used = std::uint64_t(x.windows) * (1 + form);
-        want(used <= bytes, "starts: a list leaves its bytes");
+        want(used <= bytes, "starts: want room for the sizes of a list");
         bool fits = true;
         each_size(x, t, [&](std::uint32_t size) {
             fits &= size >> 1 <= 2 * x.window() + 1;
             used += cut_bytes(size, x.shift);
         });
-        want(fits && used <= bytes && used < std::uint64_t(1) << 32, "data: the cuts of a list leave its bytes");
+        want(fits && used <= bytes && used < std::uint64_t(1) << 32, "data: want the cuts of a list within its bytes");
     }
     for (std::int64_t d = 0; d < x.documents; ++d) want(x.rank[d] < x.documents, "rank: want places of documents");
 }

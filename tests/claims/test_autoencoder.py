@@ -12,6 +12,7 @@ import pytest
 
 from ellzero.autoencoder.metrics import evaluate
 from ellzero.compare.tasks.autoencoder import Autoencoder
+from tests.claims.minilm_bed import minilm_folder
 
 NAMES = ("relu-l1", "topk", "batchtopk")
 
@@ -61,3 +62,17 @@ def test_at_equal_l0_batchtopk_topk_and_a_price_come_in_this_order(k):
     assert l0["relu-l1"].mean() > 0.95 * k
     assert fvu["batchtopk"].mean() < fvu["topk"].mean()
     assert (fvu["topk"] < 0.75 * fvu["relu-l1"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.claim("S136")
+def test_batchtopk_topk_and_a_price_come_in_this_order_on_minilm():
+    """Residual rows of a sentence encoder; 40,000 of them take a minute to make."""
+    model = {"model": minilm_folder(), "hook": "encoder.layer.2"}
+    found = held_out(Autoencoder(**model, width=1024, steps=350), 32, trials=3, seeds=2)
+    fvu, l0 = ({name: values[i] for name, values in found.items()} for i in (0, 1))
+    assert l0["relu-l1"].mean() > 0.95 * 32
+    assert (fvu["batchtopk"] < fvu["topk"]).all()
+    assert (fvu["topk"] < 0.9 * fvu["relu-l1"]).all()
+    wide = held_out(Autoencoder(**model, width=2048, steps=400, batch_size=1024), 32, 3, 2, ["topk"])
+    assert (wide["topk"][0] < 0.2).all()

@@ -2,7 +2,7 @@
 
 The bed: 784-300-100-10 on 8,000 and 2,000 MNIST digits (``ELLZERO_DATA``), 2 % of the weights, SGD with momentum 0.9,
 weight decay 1e-4, cosine learning rate, batch 128, 945 steps. Each method takes its best of three learning rates on
-one more seed; 36 runs of 2 to 4 s, so the slow claim takes one to four minutes. The fast slice is 64-128-64-10 on the
+two more seeds, by training rows held out; 66 runs of 2 to 4 s, so the slow claim takes two to five minutes. The fast slice is 64-128-64-10 on the
 8 x 8 digits at 3 %.
 
 Measured (accuracy in %, 3 seeds, learning rate 0.2 for all): dense 95.62 +- 0.19, gradual magnitude 94.50 +- 0.32, RigL
@@ -51,7 +51,7 @@ def test_at_98_percent_sparsity_gmp_rigl_set_and_static_masks_come_in_this_order
     }
     found, rates = {}, {}
     for name, recipe in recipes.items():
-        tried = {lr: run(bed.inner, recipe(99), 99, lr) for lr in (0.05, 0.1, 0.2)}
+        tried = {lr: sum(run(bed.inner, recipe(s), s, lr) for s in (98, 99)) for lr in (0.05, 0.1, 0.2)}
         rates[name] = max(tried, key=tried.get)
         start, cpu = time.perf_counter(), time.process_time()
         found[name] = np.array([run(bed, recipe(s), s, rates[name]) for s in range(5)])

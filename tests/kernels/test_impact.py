@@ -185,8 +185,7 @@ def test_what_does_not_fit_is_refused():
     handle = impact.prepare(lists)
     bad = {
         "starts": lists.starts + np.uint64(1), "form": lists.form + np.uint8(2), "rank": lists.rank + np.uint32(1),
-        "data": lists.data[:-65], "kth": lists.kth[:, :2].copy(),
-        "frequency": lists.frequency * 9999,
+        "data": lists.data[:-65], "kth": lists.kth[:, :2].copy(), "frequency": lists.frequency * 9999,
     }  # fmt: skip
     for name, array in bad.items():
         with pytest.raises(ValueError, match="want"):

@@ -1,22 +1,28 @@
 """Products of sparse matrices: the compiled kernels against plain references and dense products."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ellzero import kernels
 from ellzero.errors import InputError
 from ellzero.kernels.sparse import (
     GROUPS,
     Pattern,
     narrowed,
     nm_product,
+    nmg_product,
     pack_places,
     place_bits,
+    turn,
     unpack_places,
     widened,
 )
 
+needs_native = pytest.mark.skipif(not kernels.live, reason="no compiled module is live")
 BATCHES = (0, 1, 2, 3, 8, 17, 64, 130, 257)
 
 
@@ -53,7 +59,9 @@ def test_products_and_gradients_are_the_dense_ones(group, kind, batch):
     full = (grad @ x.T).reshape(5, group, 37)
     np.testing.assert_allclose(pattern.values_gradient(grad, x), full[pattern.row_of(), :, pattern.index], **tol)
     turned, order = pattern.transposed()
-    np.testing.assert_allclose(turned.product(value.reshape(-1)[order][:, None], grad), W.T @ grad, **tol)
+    of_sorted = turned.product(value.reshape(-1)[order][:, None], grad)
+    np.testing.assert_allclose(of_sorted, W.T @ grad, **tol)
+    np.testing.assert_array_equal(pattern.turned().product(value, grad), of_sorted)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -302,3 +310,78 @@ def test_patterns_are_copied_and_sent():
     assert copy.deepcopy(pattern) is pattern
     again = pickle.loads(pickle.dumps(pattern))
     np.testing.assert_array_equal(again.product(value, x), pattern.product(value, x))
+
+
+def test_values_in_another_patterns_order():
+    """The transpose of a pattern large enough for two threads, one column and many, and what is refused."""
+    pattern, g = draw(0, 400, 700, 1, 0.3)
+    value = g.standard_normal((len(pattern.index), 1)).astype(np.float32)
+    turned, (sorted_, order) = pattern.turned(), pattern.transposed()
+    for batch in (1, 70):
+        y = g.standard_normal((400, batch)).astype(np.float32)
+        want = sorted_.product(value[order], y, n_threads=1)
+        for n_threads in (1, 2, 3):
+            np.testing.assert_array_equal(turned.product(value, y, n_threads=n_threads), want)
+    with pytest.raises(InputError, match="values lie in another's order"):
+        turned.values_gradient(np.ones((700, 1), np.float32), np.ones((400, 1), np.float32))
+    with pytest.raises(InputError, match="order: want each place once"):
+        Pattern([0, 2], [0, 1], columns=2, order=np.array([0, 0]))
+    with pytest.raises(InputError, match="value: got shape"):
+        turned.product(value[1:], y)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_transposes(kind):
+    g = np.random.default_rng(0)
+    for shape in ((0, 3), (1, 1), (1, 40), (7, 9), (8, 16), (64, 100), (130, 67), (700, 801)):
+        x = g.standard_normal(shape).astype(kind)
+        for n_threads in (1, 2):
+            out = turn(x, n_threads=n_threads)
+            assert out.flags.c_contiguous
+            np.testing.assert_array_equal(out, x.T)
+        np.testing.assert_array_equal(turn(np.asfortranarray(x)), x.T)
+    with pytest.raises(InputError, match="x: got"):
+        turn(np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "m", "g"), [(1, 2, 1), (2, 4, 4), (2, 4, 1), (3, 5, 2), (4, 4, 3)])
+def test_nmg_products_are_the_dense_ones(kind, n, m, g):
+    """Every row sits somewhere in every block; infinity and NaN reach the rows that read them."""
+    draws = np.random.default_rng(n + 10 * m + 100 * g)
+    patterns = np.array(list(combinations(range(m), n)), np.uint8)
+    place, chunk = np.repeat(patterns, g, axis=0), len(patterns) * g
+    row = np.stack([draws.permutation(chunk) for _ in range(3 * 5)]).reshape(3, 5, chunk).astype(np.uint16)
+    value = draws.standard_normal((3, 5, chunk, n)).astype(kind)
+    W = np.zeros((3, chunk, 5, m), kind)
+    for c, j, s in np.ndindex(3, 5, chunk):
+        W[c, row[c, j, s], j, place[s]] = value[c, j, s]
+    W = W.reshape(3 * chunk, 5 * m)
+    tol = dict.fromkeys(("rtol", "atol"), 1e-4 if kind is np.float32 else 1e-11)
+    for batch in (0, 1, 3, 8, 40, 70):
+        x, y = (draws.standard_normal((k, batch)).astype(kind) for k in (5 * m, 3 * chunk))
+        bias = draws.standard_normal(3 * chunk).astype(kind)
+        out = nmg_product(row, place, value, x, m=m, bias=bias, n_threads=1)
+        np.testing.assert_allclose(out, W @ x + bias[:, None], **tol)
+        np.testing.assert_array_equal(nmg_product(row, place, value, x, m=m, bias=bias, n_threads=3), out)
+        turned = nmg_product(row, place, value, y, m=m, turned=True, n_threads=1)
+        np.testing.assert_allclose(turned, W.T @ y, **tol)
+        np.testing.assert_array_equal(nmg_product(row, place, value, y, m=m, turned=True, n_threads=2), turned)
+    x = np.zeros((5 * m, 1), kind)
+    x[1] = np.nan
+    np.testing.assert_array_equal(np.isnan(nmg_product(row, place, value, x, m=m)[:, 0]), W[:, 1] != 0)
+    with pytest.raises(InputError, match="x: got shape"):
+        nmg_product(row, place, value, x[1:], m=m)
+
+
+@needs_native
+def test_nmg_refuses_what_it_cannot_read():
+    row, place = np.zeros((1, 2, 2), np.uint16), np.array([[0], [1]], np.uint8)
+    value = np.ones((1, 2, 2, 1), np.float32)
+    x = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match="row: want rows of the chunk"):
+        nmg_product(row + 2, place, value, x, m=2)
+    with pytest.raises(ValueError, match="place: want columns of the m"):
+        nmg_product(row, place + 1, value, x, m=2)
+    with pytest.raises(ValueError, match="bias: want one per row"):
+        nmg_product(row, place, value, x, m=2, bias=np.ones(3, np.float32))

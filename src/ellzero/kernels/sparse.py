@@ -78,9 +78,8 @@ class Pattern:
         if order is not None and (group != 1 or not np.array_equal(np.sort(self.order), np.arange(len(index)))):
             raise InputError("order: want each place once, of a pattern with groups of one")
         native = CHOICE.module
-        self._native = (
-            None if native is None else native.Pattern(self.ptr, index, self.group, self.columns, self.order)
-        )
+        places = () if order is None else (self.order,)
+        self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns, *places)
 
     def __deepcopy__(self, memo: Any) -> Pattern:
         return self  # nothing in it can change

@@ -150,8 +150,8 @@ def checked_dense(matrix: Any) -> np.ndarray:
 
 def columns_first(name: str, x: np.ndarray, features: int, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """``x`` as ``[features, batch]`` of ``dtype``, and whether it came as a vector."""
-    if type(x) is np.ndarray and x.ndim == 2 and x.shape[0] == features and x.dtype == dtype and x.flags.c_contiguous:
-        return x, False
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and 0 < x.ndim < 3 and len(x) == features:
+        return (x, False) if x.ndim == 2 else (x[:, None], True)
     x = check_array(name, x, ndim=(1, 2), dtypes="f", finite=False, allow_empty=True)
     if x.shape[0] != features:
         raise InputError(f"{name}: got shape {tuple(x.shape)}, want {features} along the first axis")

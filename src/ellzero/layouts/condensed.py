@@ -90,13 +90,12 @@ class Condensed(Layout):
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[0], self.value.dtype)
-        pattern, order = self._turned
-        out = pattern.product(self.value.reshape(-1)[order][:, None], x[self.kept], n_threads=n_threads)
+        out = self._turned.product(self.value, x[self.kept], n_threads=n_threads)
         return out[:, 0] if vector else out
 
     @cached_property
-    def _turned(self) -> tuple[Pattern, np.ndarray]:
-        return self._pattern.transposed()
+    def _turned(self) -> Pattern:
+        return self._pattern.turned()
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"kept": self.kept, "index": self.index, "value": self.value}

@@ -54,15 +54,14 @@ class _Stored(Layout):
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[0], self.dtype)
-        pattern, order = self._turned
         if self.scale is not None:
             x = x * self.scale[:, None]
-        out = pattern.product(self.value.reshape(-1)[order][:, None], x, n_threads=n_threads)
+        out = self._turned.product(self.value, x, n_threads=n_threads)
         return out[:, 0] if vector else out
 
     @cached_property
-    def _turned(self) -> tuple[Pattern, np.ndarray]:
-        return self.pattern.transposed()
+    def _turned(self) -> Pattern:
+        return self.pattern.turned()
 
     def tensors(self) -> dict[str, np.ndarray]:
         stored = {"ptr": self.pattern.ptr, "index": self.pattern.index, "value": self.value}

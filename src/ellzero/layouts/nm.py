@@ -6,6 +6,7 @@ Lives here: ``NM``. Does not live here: the choice of what to keep (``parts.cons
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,13 @@ class NM(Layout):
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[0], self.value.dtype)
-        ptr = np.arange(self.shape[0] + 1) * self.value.shape[1]
-        pattern, order = Pattern(ptr, self.columns().reshape(-1), columns=self.shape[1]).transposed()
-        out = pattern.product(self.value.reshape(-1)[order][:, None], x, n_threads=n_threads)
+        out = self._turned.product(self.value, x, n_threads=n_threads)
         return out[:, 0] if vector else out
+
+    @cached_property
+    def _turned(self) -> Pattern:
+        ptr = np.arange(self.shape[0] + 1) * self.value.shape[1]
+        return Pattern(ptr, self.columns().reshape(-1), columns=self.shape[1]).turned()
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"place": self.place, "value": self.value}

@@ -1,6 +1,6 @@
 """n:m:g, where every pattern of n among m columns serves g rows: an N:M matrix whose kernel needs no columns.
 
-Lives here: ``NMG``. Does not live here: its products, which are those of its rows' nonzeros (``grouped.CSR``).
+Lives here: ``NMG``. Does not live here: its products (``kernels.sparse``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ellzero.errors import InputError, check_integer
-from ellzero.layouts.base import Layout, checked_dense
+from ellzero.kernels.sparse import nmg_product
+from ellzero.layouts.base import Layout, checked_dense, columns_first
 from ellzero.layouts.grouped import CSR
 from ellzero.registry import register
 
@@ -90,14 +91,20 @@ class NMG(Layout):
         return blocks.transpose(0, 2, 1, 3).reshape(self.shape)
 
     @cached_property
-    def _rows(self) -> CSR:
-        return CSR.from_dense(self.to_dense())
+    def _seats(self) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each seat as 16 bits, and each seat's columns among m."""
+        place = np.repeat(np.array(list(combinations(range(self.m), self.n)), np.uint8), self.g, axis=0)
+        return self.row.astype(np.uint16), place
 
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
-        return self._rows.matmul(x, bias=bias, n_threads=n_threads)
+        x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
+        out = nmg_product(*self._seats, self.value, x, m=self.m, bias=bias, n_threads=n_threads)
+        return out[:, 0] if vector else out
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
-        return self._rows.rmatmul(x, n_threads=n_threads)
+        x, vector = columns_first("x", x, self.shape[0], self.value.dtype)
+        out = nmg_product(*self._seats, self.value, x, m=self.m, turned=True, n_threads=n_threads)
+        return out[:, 0] if vector else out
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"row": self.row, "value": self.value}

@@ -22,7 +22,7 @@ from ellzero.layouts.base import Layout
 from ellzero.layouts.condensed import Condensed
 from ellzero.layouts.device import product_on_device
 from ellzero.layouts.grouped import CSR, RowGroup
-from ellzero.layouts.torch_ops import Stored, product, slide
+from ellzero.layouts.torch_ops import Stored, product, slide, turn
 from ellzero.registry import register
 
 __all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
@@ -190,7 +190,7 @@ class SparseLinear(_Sparse):
         if x.shape[-1] != self.in_features:
             raise InputError(f"x: got shape {tuple(x.shape)}, want {self.in_features} along the last axis")
         rows = x.reshape(-1, self.in_features)
-        out = self._apply_weight(rows.t().contiguous())
+        out = self._apply_weight(rows.t().contiguous() if len(rows) == 1 else turn(rows))
         return out.t().reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

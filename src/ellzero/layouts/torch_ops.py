@@ -1,8 +1,8 @@
 """Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
 
-Lives here: ``Stored`` (a layout that operators can name), ``product`` and ``slide``. Does not live here: modules
-(``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a handle; the
-module that owns the layout keeps it alive.
+Lives here: ``Stored`` (a layout that operators can name), ``product``, ``slide`` and ``turn``. Does not live here:
+modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a
+handle; the module that owns the layout keeps it alive.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ellzero.kernels.sparse import Pattern
+from ellzero.kernels.sparse import turn as turn_array
 from ellzero.layouts.base import Layout
 
-__all__ = ["Stored", "product", "slide"]
+__all__ = ["Stored", "product", "slide", "turn"]
 
 _ALIVE: weakref.WeakValueDictionary[int, Stored] = weakref.WeakValueDictionary()
 _NEXT = itertools.count()
@@ -43,9 +44,9 @@ class Stored:
         return Stored, (self.of,)
 
     @cached_property
-    def turned(self) -> tuple[Pattern, np.ndarray]:
-        """The pattern of the transpose and the places of its values; made when a gradient first asks for it."""
-        return self.of.transposed()
+    def turned(self) -> Pattern:
+        """The pattern of the transpose, for the values of this one; made when a gradient first asks for it."""
+        return self.of.turned()
 
     def windows(self, image: tuple[int, int, int], kernel: list[int], dilation: list[int]) -> Pattern:
         """The pattern of a kernel ``[rows, channels * height * width]`` as offsets into a flat image; the last is kept.
@@ -99,9 +100,7 @@ def _turned(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Te
     stored, threads = _ALIVE[handle], torch.get_num_threads()
     if not isinstance(stored.of, Pattern):
         return torch.from_numpy(np.ascontiguousarray(stored.of.rmatmul(_array(grad), n_threads=threads)))
-    pattern, order = stored.turned
-    values = _array(value).reshape(-1)[order][:, None]
-    return torch.from_numpy(pattern.product(values, _array(grad), n_threads=threads))
+    return torch.from_numpy(stored.turned.product(_array(value), _array(grad), n_threads=threads))
 
 
 @_turned.register_fake
@@ -161,7 +160,7 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     value, x = ctx.saved_tensors
-    grad = grad.contiguous()
+    grad = turn(grad.t()) if _is_turned(grad) else grad.contiguous()
     by_value = _values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
     by_x = _turned(ctx.handle, value, grad, ctx.columns) if ctx.needs_input_grad[2] else None
     by_bias = grad.sum(1) if ctx.has_bias and ctx.needs_input_grad[3] else None
@@ -171,5 +170,33 @@ def _backward(ctx, grad: Tensor):
 _product.register_autograd(_backward, setup_context=_setup)
 
 
+def turn(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns rows"]:
+    """The transpose in memory of its own: a batch to feature-major, and its gradient back."""
+    return _turn(x) if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else x.t().contiguous()
+
+
+@torch.library.custom_op("ellzero::turn", mutates_args=())
+def _turn(x: Tensor) -> Tensor:
+    return torch.from_numpy(turn_array(x.detach().contiguous().numpy(), n_threads=torch.get_num_threads()))
+
+
+@_turn.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[1], x.shape[0]))
+
+
+_turn.register_autograd(lambda ctx, grad: _turn(grad))
+
+
+def _is_turned(x: Tensor) -> bool:
+    """Whether x is the view of a transpose, which ``turn`` brings into C order."""
+    known = x.ndim == 2 and x.dtype in (torch.float32, torch.float64)
+    return known and not x.is_contiguous() and x.t().is_contiguous()
+
+
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+    """In C order; of a transposed view, as outputs of modules are, by our own loops."""
+    tensor = tensor.detach()
+    if _is_turned(tensor):
+        return turn_array(tensor.t().numpy(), n_threads=torch.get_num_threads())
+    return tensor.contiguous().numpy()

@@ -420,20 +420,21 @@ def _ranks_within(segment: Segment, ids: list | None) -> np.ndarray | None:
 
 def _join(found: list, queries: Queries, k: int, scale: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Ids and scores of the k best over all segments, which share one unit of scores."""
+    if len(found) == 1:
+        segment, hits = found[0]
+        counts = hits.found.tolist()
+        valid = np.arange(hits.ranks.shape[1]) < hits.found[:, None]
+        names, ends = segment.ids.take(hits.ranks[valid]), np.cumsum(hits.found).tolist()
+        whole = hits.scores * (queries.unit * scale)[:, None]
+        return [names[end - n : end] for n, end in zip(counts, ends)], [row[:n] for n, row in zip(counts, whole)]
     ids, scores = [], []
     for q in range(len(queries)):
-        if len(found) == 1:
-            segment, hits = found[0]
-            n = hits.found[q]
-            names, whole = segment.ids.take(hits.ranks[q, :n]), hits.scores[q, :n]
-        else:
-            names = [s.ids.take(h.ranks[q, : h.found[q]]) for s, h in found]
-            whole = np.concatenate([h.scores[q, : h.found[q]] for _, h in found] or [np.empty(0, np.int32)])
-            names = np.concatenate(names or [np.empty(0, np.int64)])
-            order = _order(whole, names)[:k]
-            names, whole = names[order], whole[order]
-        ids.append(names)
-        scores.append(whole * (queries.unit[q] * scale))
+        names = [s.ids.take(h.ranks[q, : h.found[q]]) for s, h in found]
+        whole = np.concatenate([h.scores[q, : h.found[q]] for _, h in found] or [np.empty(0, np.int32)])
+        names = np.concatenate(names or [np.empty(0, np.int64)])
+        order = _order(whole, names)[:k]
+        ids.append(names[order])
+        scores.append(whole[order] * (queries.unit[q] * scale))
     return ids, scores
 
 

@@ -101,35 +101,47 @@ def as_queries(Q: Any, terms: int, columns: Mapping[str, int] | None, beta: floa
     if isinstance(Q, Sequence) and not isinstance(Q, str) and all(isinstance(query, Mapping) for query in Q):
         Q = _from_dictionaries(Q, terms, columns)
     Q = as_matrix("Q", Q)
-    ptr, found, weights = [0], [], []
-    unit = np.ones(Q.shape[0])
-    for q in range(Q.shape[0]):
-        part = slice(Q.indptr[q], Q.indptr[q + 1])
-        term, value = Q.indices[part], Q.data[part].astype(np.float64)
-        known = term < terms
-        term, value = term[known], value[known]
-        if beta < 1 and len(term):
-            kept = np.sort(np.lexsort((term, -value))[: int(np.ceil(beta * len(term)))])
-            term, value = term[kept], value[kept]
-        whole, unit[q] = _whole(value)
-        ptr.append(ptr[-1] + len(term))
-        found.append(term)
-        weights.append(whole)
-    terms_, weights_ = (np.concatenate([np.empty(0), *parts]).astype(np.int32) for parts in (found, weights))
-    return Queries(np.array(ptr, np.int64), terms_, weights_, unit)
+    row, term, value = np.repeat(np.arange(Q.shape[0]), np.diff(Q.indptr)), Q.indices, Q.data.astype(np.float64)
+    known = term < terms
+    if beta < 1:
+        known &= _strongest(row, term, value, known, beta)
+    if not known.all():
+        row, term, value = row[known], term[known], value[known]
+    ptr = np.searchsorted(row, np.arange(Q.shape[0] + 1)).astype(np.int64)
+    weights, unit = _whole(ptr, row, value)
+    return Queries(ptr, term.astype(np.int32), weights.astype(np.int32), unit)
 
 
-def _whole(value: np.ndarray) -> tuple[np.ndarray, float]:
-    if not len(value):
-        return value, 1.0
-    top, total = value.max(), value.sum()
+def _strongest(row: np.ndarray, term: np.ndarray, value: np.ndarray, known: np.ndarray, beta: float) -> np.ndarray:
+    """Which entries are among the share ``beta`` of their row's known terms with the largest weights."""
+    order = np.lexsort((term, -value, ~known, row))
+    place = np.arange(len(row)) - np.searchsorted(row, row)  # rows stand side by side before and after sorting
+    count = np.bincount(row[known], minlength=int(row.max(initial=-1)) + 1)
+    kept = np.zeros(len(row), bool)
+    kept[order] = place < np.ceil(beta * count)[row]
+    return kept
+
+
+def _whole(ptr: np.ndarray, row: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole weights, and what one of them stands for in each query."""
+    unit = np.ones(len(ptr) - 1)
+    filled = np.flatnonzero(np.diff(ptr))
+    if not len(filled):
+        return value, unit
+    count = np.diff(ptr)[filled]
+    top, total = np.maximum.reduceat(value, ptr[filled]), np.bincount(row, value)[filled]
+    broken = np.add.reduceat(value != np.rint(value), ptr[filled], dtype=np.int64) > 0
     fits = LARGEST_SCORE // 255
-    if top <= LARGEST_WEIGHT and total <= fits and not np.any(value != np.rint(value)):
-        return value, 1.0
-    steps = min(LARGEST_WEIGHT, (fits - len(value)) * top / total)
-    if steps < 1:
-        raise InputError(f"Q: a query has {len(value)} terms, want at most {fits // 2}")
-    return np.maximum(np.floor(value * (steps / top) + 0.5), 1), top / steps
+    scaled = broken | (top > LARGEST_WEIGHT) | (total > fits)
+    if not scaled.any():
+        return value, unit
+    steps = np.minimum(LARGEST_WEIGHT, (fits - count) * top / total)
+    if (scaled & (steps < 1)).any():
+        raise InputError(f"Q: a query has {count[scaled & (steps < 1)][0]} terms, want at most {fits // 2}")
+    unit[filled[scaled]] = (top / steps)[scaled]
+    by, changes = np.ones(len(unit)), np.zeros(len(unit), bool)
+    by[filled], changes[filled] = steps / top, scaled
+    return np.where(changes[row], np.maximum(np.floor(value * by[row] + 0.5), 1), value), unit
 
 
 def _from_dictionaries(Q: Sequence[Mapping], terms: int, columns: Mapping[str, int] | None) -> sparse.csr_array:
