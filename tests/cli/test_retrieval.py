@@ -48,11 +48,33 @@ def test_vectors_and_typed_queries(corpus, capsys, monkeypatch):
     assert capsys.readouterr().out == "1\tb\t4.0000\n2\ta\t2.0000\n\n1\ta\t3.0000\n\n"
 
 
+def test_an_order_changes_no_answer(corpus, capsys):
+    (corpus / "v.jsonl").write_text(
+        "".join(json.dumps({"id": f"d{i}", "vector": {f"t{(i + j) % 7}": 1 + i % 3 for j in range(3)}}) + "\n"
+                for i in range(300))
+    )  # fmt: skip
+    told = []
+    for order in ("none", "bp"):
+        for source in ("corpus", "v"):
+            home = str(corpus / f"{source}-{order}")
+            assert (
+                run(["index", str(corpus / f"{source}.jsonl"), "--out", home, "--order", order, "--block-size", "1"])
+                == 0
+            )
+        capsys.readouterr()
+        assert run(["search", str(corpus / f"corpus-{order}"), "lifting wings"]) == 0
+        assert run(["search", str(corpus / f"v-{order}"), "t1 t2 t2 t5", "--k", "40", "--algorithm", "bmp"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert told[0].count("\n") > 40
+
+
 def test_mistakes_are_one_line(corpus, capsys):
     for line, message in (
         (["index", str(corpus / "none.jsonl"), "--out", "x"], "FILE:"),
         (["index", str(corpus / "queries.tsv"), "--out", "x"], "line 1 is no JSON object"),
         (["index", str(corpus / "corpus.jsonl"), "--out", "x", "--form", "splade"], "--form: got 'splade'"),
+        (["index", str(corpus / "corpus.jsonl"), "--out", "x", "--order", "best"], "order: got 'best'"),
         (["search", str(corpus)], "manifest.json"),
         (["search", str(corpus), "a", "--queries", "b"], "--queries: got a query beside it"),
     ):

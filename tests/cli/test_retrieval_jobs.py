@@ -227,8 +227,15 @@ def test_shards_give_the_run_of_one_index(road, capsys, monkeypatch):
     for home in ("one", "many"):
         assert run(["search", home, "--queries", "topics", "--out", f"{home}.run", "--k", "50"]) == 0
     assert read_run(road / "many.run") == read_run(road / "one.run")
-    assert run(["search", "many", "wing", "--explain"]) == 2
-    assert "--explain: an index in shards" in capsys.readouterr().err
+    told = []
+    for home in ("one", "many"):
+        capsys.readouterr()
+        assert run(["search", home, "wing", "--explain"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert " x " in told[0]
+    assert run(["index", "rows", "--out", "x", "--shards", "3", "--order", "bp"]) == 2
+    assert "--order: got bp with --shards" in capsys.readouterr().err
     assert run(["index", "corpus.jsonl", "--out", "x", "--shards", "3"]) == 2
     assert "--shards: got bm25" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from ellzero.errors import InputError
 from ellzero.retrieval import ImpactIndex, encode_corpus
+from ellzero.retrieval.service import SearchService
 from ellzero.retrieval.sharded import OnRay, ShardedIndex, is_sharded
 from ellzero.rng import rng
 
@@ -34,6 +35,11 @@ def same(one, many, Q, k, **options):
         assert ids.tolist() == other_ids.tolist()
         assert scores.tolist() == other_scores.tolist()
     assert found.exact == wanted.exact
+    for q in (0, 1):
+        names = [*found.ids[q][:3].tolist(), "none"]
+        assert many.reasons(Q[q : q + 1], names) == one.reasons(Q[q : q + 1], names)
+        if len(names) > 1:
+            assert many.explain(Q[q : q + 1], names[0]) == one.explain(Q[q : q + 1], names[0])
     assert found.postings >= 0
 
 
@@ -57,6 +63,22 @@ def test_shards_equal_one_index(tmp_path):
     same(ImpactIndex.build(matrix(2, True)), tiny, queries(True), 3)
     empty = ShardedIndex.build(matrix(0, True), path=tmp_path / "empty", shards=2)
     assert [len(ids) for ids, _ in empty.search(queries(True))] == [0] * 12
+
+
+def test_a_service_over_shards_answers_as_over_one_index(tmp_path):
+    X, names = matrix(300), [f"t{i}" for i in range(TERMS)]
+    ids = [f"d{i}" for i in range(300)]
+    one = ImpactIndex.build(X, ids, vocabulary=names)
+    many = ShardedIndex.build(X, ids, path=tmp_path / "many", shards=3, vocabulary=names)
+    told = []
+    for index in (one, many):
+        service = SearchService(index, lambda texts: [dict.fromkeys(text.split(), 1.0) for text in texts])
+        answer = service.answer("t3 t5 t9 unknown", 20)
+        assert service.about()["postings"] == X.nnz
+        told.append({name: answer[name] for name in ("query", "terms", "hits", "exact")})
+    assert told[0] == told[1]
+    assert len(told[0]["hits"]) == 20
+    assert all(hit["terms"] for hit in told[0]["hits"])
 
 
 class Letters:

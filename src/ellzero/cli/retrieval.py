@@ -26,7 +26,7 @@ from ellzero.retrieval.encoders import (
     standing,
 )  # fmt: skip
 
-__all__ = ["corpus_file", "export", "index", "named_encoder", "query_encoder", "search"]
+__all__ = ["corpus_file", "export", "index", "named_encoder", "open_index", "query_encoder", "search"]
 
 FORMS = ("bm25", "encoded", "vectors", "ciff")
 
@@ -43,6 +43,9 @@ def index(
     stemmer: Annotated[str, typer.Option(help="A Snowball language, or none.")] = "english",
     scale: Annotated[float | None, typer.Option(help="Weight of one level; needed by vectors of fractions.")] = None,
     block_size: Annotated[int, typer.Option(help="Documents that share a bound.")] = 64,
+    order: Annotated[
+        str, typer.Option(help="Of the documents: none, or bp, by graph bisection: slow to make, faster to search.")
+    ] = "none",
     shards: Annotated[int | None, typer.Option(help="Of encoded documents: so many indexes, searched as one.")] = None,
     engine: Annotated[str, typer.Option(help="Where shards are built: here, or ray.")] = "here",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
@@ -55,15 +58,15 @@ def index(
     if shards is not None and form != "encoded":
         raise InputError(f"--shards: got {form}, want encoded documents; `ellzero encode` makes them")
     if form == "bm25":
-        made = _index_texts(collection, out, variant, k1, b, stemmer, block_size)
+        made = _index_texts(collection, out, variant, k1, b, stemmer, block_size, order)
     elif form == "encoded":
-        made = _index_encoded(collection, out, block_size, scale, shards, engine)
+        made = _index_encoded(collection, out, block_size, scale, shards, engine, order)
     else:
         if form == "ciff":
-            made = ImpactIndex.from_ciff(collection, path=out, block_size=block_size, scale=scale)
+            made = ImpactIndex.from_ciff(collection, path=out, block_size=block_size, scale=scale, order=order)
         else:
             rows = JsonVectors(collection)
-            made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
+            made = _index_rows(rows, out, block_size, scale, order)
         keep_encoder(None, out)
     record = {
         "index": str(out), "form": form, "documents": made.documents, "terms": made.terms, "postings": made.postings,
@@ -96,7 +99,9 @@ def _form(collection: Path) -> str:
     return "vectors" if '"vector"' in first else "bm25"
 
 
-def _index_texts(collection: Path, out: Path, variant: str, k1: float, b: float, stemmer: str, block_size: int) -> Any:
+def _index_texts(
+    collection: Path, out: Path, variant: str, k1: float, b: float, stemmer: str, block_size: int, order: str
+) -> Any:
     """Index and weights; if killed between the two, the terms differ and ``search`` refuses the pair."""
     from ellzero.retrieval import BM25Vectorizer, ImpactIndex, Words, read_jsonl
 
@@ -108,26 +113,42 @@ def _index_texts(collection: Path, out: Path, variant: str, k1: float, b: float,
         raise InputError(f"FILE: {collection} has no documents")
     model = BM25Vectorizer(variant, k1=k1, b=b, tokenizer=Words(stemmer=None if stemmer == "none" else stemmer))
     X = model.fit_transform(texts)
-    made = ImpactIndex.build(X, ids, vocabulary=model.vocabulary_, path=out, block_size=block_size)
+    made = ImpactIndex.build(X, ids, vocabulary=model.vocabulary_, path=out, block_size=block_size, order=order)
     model.save(out / BM25_FILE)
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     return made
 
 
 def _index_encoded(
-    collection: Path, out: Path, block_size: int, scale: float | None, shards: int | None, engine: str
+    collection: Path, out: Path, block_size: int, scale: float | None, shards: int | None, engine: str, order: str
 ) -> Any:
     """Rows of an encoded corpus, which memory need not hold, and the encoder that made them."""
-    from ellzero.retrieval import Encoded, ImpactIndex, ShardedIndex
+    from ellzero.retrieval import Encoded, ShardedIndex
 
     rows = Encoded(collection)
     scale = rows.scale() if scale is None else scale
     if shards is not None:
+        if order != "none":
+            raise InputError(f"--order: got {order} with --shards, want an index of one piece")
         made = ShardedIndex.build(rows, path=out, shards=shards, engine=engine, block_size=block_size, scale=scale)
     else:
-        made = ImpactIndex.build(rows, vocabulary=rows.vocabulary, path=out, block_size=block_size, scale=scale)
+        made = _index_rows(rows, out, block_size, scale, order)
     keep_encoder(standing(collection), out)
     return made
+
+
+def _index_rows(rows: Any, out: Path, block_size: int, scale: float | None, order: str) -> Any:
+    """Pairs of rows and ids as they come; an order of the whole needs all of them in memory."""
+    from scipy import sparse
+
+    from ellzero.retrieval import ImpactIndex
+
+    options = {"vocabulary": rows.vocabulary, "path": out, "block_size": block_size, "scale": scale}
+    if order == "none":
+        return ImpactIndex.build(rows, **options)
+    pairs = list(rows)
+    whole = sparse.csr_array(sparse.vstack([X for X, _ in pairs], format="csr"))
+    return ImpactIndex.build(whole, [name for _, names in pairs for name in names], order=order, **options)
 
 
 def search(
@@ -150,15 +171,11 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print hits as JSON.")] = False,
 ) -> None:
     """Search an index: one query, a file of queries, or line by line."""
-    from ellzero.retrieval import ImpactIndex, ShardedIndex, evaluate, means, read_qrels, read_topics, write_run
-    from ellzero.retrieval.sharded import is_sharded
+    from ellzero.retrieval import evaluate, means, read_qrels, read_topics, write_run
 
     if query is not None and queries is not None:
         raise InputError("--queries: got a query beside it, want one of the two")
-    sharded = is_sharded(directory)
-    if sharded and explain:
-        raise InputError("--explain: an index in shards does not say why; want an index of one piece")
-    held = ShardedIndex.load(directory, engine=engine) if sharded else ImpactIndex.load(directory)
+    held = open_index(directory, engine)
     encode = query_encoder(directory, held, encoder)
     options = {"algorithm": algorithm, "alpha": alpha, "beta": beta}
     if queries is None and query is None:
@@ -179,6 +196,14 @@ def search(
         for name, value in means(evaluate(run, read_qrels(qrels))).items():
             print(f"{name} {value:.4f}", file=sys.stderr if as_json else sys.stdout)
     return None
+
+
+def open_index(directory: Path, engine: str = "here") -> Any:
+    """The index in a folder, of one piece or in shards."""
+    from ellzero.retrieval import ImpactIndex, ShardedIndex
+    from ellzero.retrieval.sharded import is_sharded
+
+    return ShardedIndex.load(directory, engine=engine) if is_sharded(directory) else ImpactIndex.load(directory)
 
 
 def query_encoder(directory: Path, held: Any, given: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ellzero.cli.retrieval import corpus_file, query_encoder
+from ellzero.cli.retrieval import corpus_file, open_index, query_encoder
 
 __all__ = ["serve"]
 
@@ -23,6 +23,7 @@ def serve(
     encoder: Annotated[
         str | None, typer.Option(help="What encodes queries: a file, a folder or module:object, if none stands there.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="Where the shards of an index are searched: here, or ray.")] = "here",
     host: Annotated[
         str, typer.Option(help="Where to listen; other machines reach it if it is not loopback.")
     ] = "127.0.0.1",
@@ -33,11 +34,10 @@ def serve(
     most_hits: Annotated[int, typer.Option(help="Of an answer.")] = 100,
 ) -> None:
     """Serve a search page that shows why a document matched; read-only, on this machine alone unless told otherwise."""
-    from ellzero.retrieval import ImpactIndex
     from ellzero.retrieval.service import SearchService, Texts
     from ellzero.retrieval.web import SearchServer
 
-    held = ImpactIndex.load(directory)
+    held = open_index(directory, engine)
     service = SearchService(
         held, query_encoder(directory, held, encoder), texts=None if texts is None else Texts(corpus_file(texts)),
         name=directory.resolve().name, most_characters=most_characters, most_hits=most_hits,

@@ -260,14 +260,18 @@ class ImpactIndex:
         ``{"id", "score", "terms": [{"term", "query", "document", "score"}, ...]}``, largest contribution first; the
         numbers are those that the index works with.
         """
+        found = self.reasons(query, [document])[0]
+        if found is None:
+            raise InputError(f"document: got {document!r}, which the index does not hold")
+        return found
+
+    def reasons(self, query: Any, documents: Sequence[Any]) -> list[dict[str, Any] | None]:
+        """``explain`` for several documents, each term's list read once; None for those that the index does not hold."""
         rows = [query] if isinstance(query, dict) else query
         queries = as_queries(np.atleast_2d(rows) if isinstance(rows, np.ndarray) else rows, self.terms, self._columns)
         if len(queries) != 1:
             raise InputError(f"query: got {len(queries)} queries, want one")
-        found = contributions(self._snapshot.segments, queries, [document], self.scale, self.vocabulary)[0]
-        if found is None:
-            raise InputError(f"document: got {document!r}, which the index does not hold")
-        return found
+        return contributions(self._snapshot.segments, queries, list(documents), self.scale, self.vocabulary)
 
     # ------------------------------------------------------------ changes
 

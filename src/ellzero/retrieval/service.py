@@ -17,10 +17,10 @@ import numpy as np
 from ellzero.errors import InputError, check_integer
 from ellzero.io import container
 from ellzero.retrieval.collections import parsed_record
-from ellzero.retrieval.explaining import contributions
 from ellzero.retrieval.ids import Ids, as_ids
 from ellzero.retrieval.index import ImpactIndex
 from ellzero.retrieval.quantise import as_queries
+from ellzero.retrieval.sharded import ShardedIndex
 
 __all__ = ["SearchService", "Texts"]
 
@@ -77,7 +77,7 @@ class SearchService:
 
     def __init__(
         self,
-        index: ImpactIndex,
+        index: ImpactIndex | ShardedIndex,
         encode: Callable[[list[str]], Any],
         *,
         texts: Texts | None = None,
@@ -114,7 +114,7 @@ class SearchService:
         searched = time.perf_counter()
         whole = as_queries(query, self.index.terms, self.index._columns)
         ids = found.ids[0].tolist()
-        reasons = contributions(self.index._snapshot.segments, whole, ids, self.index.scale, self.index.vocabulary)
+        reasons = self.index.reasons(query, ids)
         names = self.index.vocabulary
         asked = sorted(zip(whole.terms.tolist(), (whole.weights * whole.unit[0]).tolist()), key=lambda row: -row[1])
         return {

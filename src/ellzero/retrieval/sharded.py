@@ -34,11 +34,14 @@ _PREFIX = "shard-"
 
 
 class Engine(Protocol):
-    """Where work runs: ``run`` gives the results in order; ``hold`` opens shards and gives what asks each of them."""
+    """Where work runs: ``run`` gives the results in order; ``hold`` opens shards and gives what asks each of them.
+
+    What ``hold`` gives takes the name of a method of ``ImpactIndex`` and its arguments, and gives every shard's answer.
+    """
 
     def run(self, work: Callable, arguments: Sequence[tuple]) -> list: ...
 
-    def hold(self, paths: Sequence[Path]) -> Callable[..., list[Hits]]: ...
+    def hold(self, paths: Sequence[Path]) -> Callable[..., list]: ...
 
 
 class Here:
@@ -47,9 +50,9 @@ class Here:
     def run(self, work: Callable, arguments: Sequence[tuple]) -> list:
         return [work(*each) for each in arguments]
 
-    def hold(self, paths: Sequence[Path]) -> Callable[..., list[Hits]]:
+    def hold(self, paths: Sequence[Path]) -> Callable[..., list]:
         held = [ImpactIndex.load(path) for path in paths]
-        return lambda *given, **options: [index.search(*given, **options) for index in held]
+        return lambda method, *given, **options: [getattr(index, method)(*given, **options) for index in held]
 
 
 class OnRay:
@@ -68,25 +71,25 @@ class OnRay:
         task = self.ray.remote(work)
         return self.ray.get([task.remote(*each) for each in arguments])
 
-    def hold(self, paths: Sequence[Path]) -> Callable[..., list[Hits]]:
+    def hold(self, paths: Sequence[Path]) -> Callable[..., list]:
         actor = self.ray.remote(_Searcher)
         held = [actor.remote() for _ in paths]
         self.ray.get([each.open.remote(str(path)) for each, path in zip(held, paths)])  # a damaged shard is told now
 
-        def search(*given: Any, **options: Any) -> list[Hits]:
-            queries = [self.ray.put(value) for value in given]
-            return self.ray.get([each.search.remote(*queries, **options) for each in held])
+        def ask(method: str, *given: Any, **options: Any) -> list:
+            values = [self.ray.put(value) for value in given]
+            return self.ray.get([each.ask.remote(method, *values, **options) for each in held])
 
-        search.actors = held  # they live as long as the function does
-        return search
+        ask.actors = held  # they live as long as the function does
+        return ask
 
 
 class _Searcher:
     def open(self, path: str) -> None:
         self.index = ImpactIndex.load(path)
 
-    def search(self, *given: Any, **options: Any) -> Hits:
-        return self.index.search(*given, **options)
+    def ask(self, method: str, *given: Any, **options: Any) -> Any:
+        return getattr(self.index, method)(*given, **options)
 
 
 def _engine(engine: str | Engine) -> Engine:
@@ -109,7 +112,7 @@ class ShardedIndex:
         self.documents, self.postings, self.nbytes = meta["documents"], meta["postings"], meta["nbytes"]
         self.homes = [path / name for name in meta["shards"]]
         self._columns = None if vocabulary is None else {term: column for column, term in enumerate(vocabulary)}
-        self._search = engine.hold(self.homes)
+        self._ask = engine.hold(self.homes)
 
     @classmethod
     def build(
@@ -192,7 +195,7 @@ class ShardedIndex:
         k = check_integer("k", k, at_least=1)
         if "within" in options and options["within"] is not None:
             options["within"] = list(options["within"])
-        found = self._search(Q, k, **options)
+        found = self._ask("search", Q, k, **options)
         ids, scores = [], []
         for each in zip(*found):
             names, score = (np.concatenate(part) for part in zip(*each))
@@ -204,6 +207,18 @@ class ShardedIndex:
         return Hits(ids, scores, "+".join(names), f"{len(found)} shards; the first: {first.why}",
                     all(hits.exact for hits in found), sum(hits.windows_scored for hits in found),
                     sum(hits.windows_left for hits in found), sum(hits.postings for hits in found), k)  # fmt: skip
+
+    def explain(self, query: Any, document: Any) -> dict[str, Any]:
+        """Why a document has its score; arguments and answer as ``ImpactIndex.explain``."""
+        found = self.reasons(query, [document])[0]
+        if found is None:
+            raise InputError(f"document: got {document!r}, which the index does not hold")
+        return found
+
+    def reasons(self, query: Any, documents: Sequence[Any]) -> list[dict[str, Any] | None]:
+        """``explain`` for several documents; None for those that no shard holds."""
+        told = self._ask("reasons", query, list(documents))
+        return [next((one for one in each if one is not None), None) for each in zip(*told)]
 
 
 def is_sharded(path: str | os.PathLike) -> bool:
