@@ -106,6 +106,57 @@ void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handl
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
 }
 
+// The product for arrays that are as they should be, x being a vector or [columns, batch]; false and nothing done for
+// others. Small products would spend most of their time in words about arguments.
+bool quick(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle out_, nb::handle scale_,
+           nb::handle bias_, std::int64_t tile, int n_threads) {
+    using Any = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+    Any value, x, row[2];
+    nb::ndarray<nb::c_contig, nb::device::cpu> out;
+    if (!nb::try_cast(x_, x, false) || !nb::try_cast(value_, value, false) || !nb::try_cast(out_, out, false)) return false;
+    if (x.ndim() < 1 || x.ndim() > 2 || out.ndim() != x.ndim() || value.ndim() != 2) return false;
+    const std::int64_t batch = x.ndim() == 1 ? 1 : x.shape(1), rows = pattern.rows();
+    if (std::int64_t(x.shape(0)) != pattern.columns || std::int64_t(out.shape(0)) != rows || out.dtype() != x.dtype() ||
+        (x.ndim() == 2 && std::int64_t(out.shape(1)) != batch) || std::int64_t(value.shape(0)) != pattern.entries() ||
+        std::int64_t(value.shape(1)) != pattern.group)
+        return false;
+    for (int i = 0; i < 2; ++i) {
+        nb::handle given = i == 0 ? scale_ : bias_;
+        if (given.is_none()) continue;
+        if (!nb::try_cast(given, row[i], false) || row[i].dtype() != x.dtype() || row[i].ndim() != 1 ||
+            std::int64_t(row[i].shape(0)) != rows)
+            return false;
+    }
+    auto run = [&](auto number, auto stored) {
+        using T = decltype(number);
+        using Value = decltype(stored);
+        if (pattern.groups == 0 || batch == 0) return true;
+        auto data = [](const Any &array) { return static_cast<const T *>(array.data()); };
+        nb::gil_scoped_release unlocked;
+        auto over = [&](const auto *index) {
+            SparseRows<T, std::decay_t<decltype(*index)>, Value> w{
+                pattern.ptr.data(), index, static_cast<const Value *>(value.data()), pattern.groups, batch,
+                scale_.is_none() ? nullptr : data(row[0]), bias_.is_none() ? nullptr : data(row[1]), pattern.columns,
+                pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block,
+                pattern.order.empty() ? nullptr : pattern.order.data()};
+            with_group(pattern.group, [&](auto r) {
+                sparse_product<decltype(r)::value>(w, data(x), batch, static_cast<T *>(out.data()), batch,
+                                                   tile > 0 ? tile : batch, n_threads);
+            });
+        };
+        pattern.is_narrow() ? over(pattern.narrow.data()) : over(pattern.wide.data());
+        return true;
+    };
+    if (x.dtype() == nb::dtype<float>()) {
+        if (value.dtype() == nb::dtype<float>()) return run(float(), float());
+        if (value.dtype() == nb::dtype<std::int8_t>()) return run(float(), std::int8_t());
+        if (value.dtype() == nb::dtype<std::uint16_t>()) return run(float(), BFloat16());
+    } else if (x.dtype() == nb::dtype<double>() && value.dtype() == nb::dtype<double>()) {
+        return run(double(), double());
+    }
+    return false;
+}
+
 template <class T>
 void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handle out_, int n_threads) {
     auto grad = take<const T, 2>(grad_, "grad");
@@ -144,7 +195,10 @@ template <class T> void turned(nb::handle x_, nb::handle out_, int n_threads) {
 void bind_sparse_product(nb::module_ &m) {
     nb::class_<Pattern>(m, "Pattern", "The stored places of a matrix by groups of rows; checked once, then fixed.")
         .def("__init__", &make, nb::arg("ptr"), nb::arg("index"), nb::arg("group"), nb::arg("columns"),
-             nb::arg("order").none() = nb::none());
+             nb::arg("order").none() = nb::none())
+        .def("quick", &quick, nb::arg("value"), nb::arg("x"), nb::arg("out"), nb::arg("scale").none(),
+             nb::arg("bias").none(), nb::arg("tile"), nb::arg("n_threads"),
+             "sparse_product for arrays that fit, x a vector or [columns, batch]; False, and nothing done, for others.");
     m.def(
         "sparse_product",
         [](const Pattern &pattern, nb::handle value, nb::handle x, nb::handle out, nb::handle scale, nb::handle bias,

@@ -126,94 +126,117 @@ void nm_product(const NMRows<T> &w, const T *x, std::int64_t batch, T *out, std:
              [&](std::int64_t from, std::int64_t to) { nm_part(w, x, batch, out, tile, from, to); });
 }
 
-// Chunks of `chunk` rows by m columns, in each of which seat s holds one row (`row`, of the chunk) with the n columns
-// place[s * n ...] of the m: every pattern serves the `together` seats that follow one another, and no column is stored.
+// Chunks of `chunk` rows by m columns, in each of which seat s holds one row with the n columns place[s * n ...] of the
+// m: every pattern serves the `together` seats that follow one another, and no column is stored. row[seat] is the row
+// within the chunk, seat[row] the inverse.
 template <class T> struct NMGRows {
     std::int64_t rows, columns, n, m, chunk, together;
-    const std::uint16_t *row;
+    const std::uint16_t *row, *seat;
     const std::uint8_t *place;
     const T *value;
     const T *bias;
 };
 
-// Adds one chunk by m columns to N vectors of its rows' sums; rows of x and out are `stride` apart. A pattern's columns
-// are read once for all its rows where n is known here (n = F).
-template <int F, int N, bool Partial, class T>
-inline void add_chunk(const NMGRows<T> &w, const std::uint16_t *seat, const T *value, const T *x, T *out,
-                      std::int64_t stride, int last) {
-    using V = Vec<T>;
-    auto load = [&](const T *p, int j) __attribute__((always_inline)) {
-        return Partial && j == N - 1 ? V::partial(p + j * V::n, last) : V::load(p + j * V::n);
-    };
-    auto keep = [&](const V *sum, T *to) __attribute__((always_inline)) {
-        each<N>([&](auto j) __attribute__((always_inline)) {
-            Partial && j == N - 1 ? sum[j].store_partial(to + j * V::n, last) : sum[j].store(to + j * V::n);
-        });
-    };
-    for (std::int64_t s = 0; s < w.chunk; s += w.together) {
-        const std::uint8_t *place = w.place + s * w.n;
-        V part[F > 0 ? F * N : 1];
-        each<F * N>([&](auto i) __attribute__((always_inline)) { part[i] = load(x + place[i / N] * stride, i % N); });
-        for (std::int64_t e = s; e < s + w.together; ++e) {
-            T *to = out + seat[e] * stride;
-            const T *a = value + e * w.n;
-            V sum[N];
-            each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = load(to, j); });
-            if constexpr (F > 0) {
-                each<F>([&](auto i) __attribute__((always_inline)) {
-                    const V factor = V::all(a[i]);
-                    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(factor, part[i * N + j], sum[j]); });
-                });
-            } else {
-                for (std::int64_t i = 0; i < w.n; ++i) {
-                    const V factor = V::all(a[i]);
-                    const T *from = x + place[i] * stride;
-                    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(factor, load(from, j), sum[j]); });
-                }
-            }
-            keep(sum, to);
-        }
-    }
+template <bool Partial, int N, class T> inline Vec<T> nth(const T *p, int j, int last) {
+    return Partial && j == N - 1 ? Vec<T>::partial(p + j * Vec<T>::n, last) : Vec<T>::load(p + j * Vec<T>::n);
+}
+template <bool Partial, int N, class T> inline void keep(const Vec<T> &v, T *p, int j, int last) {
+    Partial && j == N - 1 ? v.store_partial(p + j * Vec<T>::n, last) : v.store(p + j * Vec<T>::n);
+}
+// f(i) for i < n, which is known here where it is F.
+template <int F, class Run> __attribute__((always_inline)) inline void each_value(std::int64_t n, Run f) {
+    if constexpr (F > 0)
+        each<F>([&](auto i) __attribute__((always_inline)) { f(static_cast<std::int64_t>(i)); });
+    else
+        for (std::int64_t i = 0; i < n; ++i) f(i);
 }
 
+// Adds `count` blocks of m columns to N vectors of one row's sums. `offset` holds the places times the stride of x.
+template <int F, int N, bool Partial, class T>
+__attribute__((noinline)) void add_blocks(const NMGRows<T> &w, const std::uint16_t *seat, const T *value,
+                                          const std::int64_t *offset, const T *x, std::int64_t stride,
+                                          std::int64_t count, T *out, int last) {
+    Vec<T> sum[N];
+    each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = nth<Partial, N>(out, j, last); });
+    const std::int64_t chunk = w.chunk, n = F > 0 ? F : w.n, step = w.m * stride;
+    for (std::int64_t b = 0; b < count; ++b, seat += chunk, value += chunk * n, x += step) {
+        const std::int64_t at = std::int64_t(*seat) * n;
+        each_value<F>(n, [&](std::int64_t i) __attribute__((always_inline)) {
+            const Vec<T> factor = Vec<T>::all(value[at + i]);
+            const T *from = x + offset[at + i];
+            each<N>([&](auto j) __attribute__((always_inline)) { sum[j] = fma(factor, nth<Partial, N>(from, j, last), sum[j]); });
+        });
+    }
+    each<N>([&](auto j) __attribute__((always_inline)) { keep<Partial, N>(sum[j], out, j, last); });
+}
+
+// X is taken in blocks that stay in the nearest cache; each row's sums go on from block to block.
 template <int F, class T>
 void nmg_part(const NMGRows<T> &w, const T *x, std::int64_t batch, T *out, std::int64_t from, std::int64_t to) {
     constexpr int n = Vec<T>::n;
     const std::int64_t blocks = w.columns / w.m;
-    for (std::int64_t c = from; c < to; ++c) {
-        T *first = out + c * w.chunk * batch;
-        for (std::int64_t r = 0; r < w.chunk; ++r) std::fill_n(first + r * batch, batch, w.bias ? w.bias[c * w.chunk + r] : T(0));
-        auto pass = [&](auto vectors, auto partial, std::int64_t b, int last) __attribute__((always_inline)) {
-            for (std::int64_t j = 0; j < blocks; ++j) {
-                const std::int64_t at = (c * blocks + j) * w.chunk;
-                add_chunk<F, decltype(vectors)::value, decltype(partial)::value>(
-                    w, w.row + at, w.value + at * w.n, x + j * w.m * batch + b, first + b, batch, last);
+    for (std::int64_t i = from * w.chunk; i < to * w.chunk; ++i) std::fill_n(out + i * batch, batch, w.bias ? w.bias[i] : T(0));
+    std::vector<std::int64_t> offset(w.chunk * w.n);
+    auto pass = [&](auto vectors, auto partial, std::int64_t c, int last) {
+        constexpr int N = decltype(vectors)::value;
+        constexpr std::int64_t most = N * n, near = 24 * 1024;
+        const std::int64_t width = (N - 1) * n + last;
+        const bool packed = N > 1 || width < batch;  // also for the sake of rows that begin at a cache line
+        const std::int64_t stride = packed ? most : batch;
+        const std::int64_t step = std::max<std::int64_t>(near / (w.m * stride * std::int64_t(sizeof(T))), 1);
+        for (std::size_t i = 0; i < offset.size(); ++i) offset[i] = w.place[i] * stride;
+        Room<T> room(packed ? step * w.m * stride : 0);
+        for (std::int64_t b = 0; b < blocks; b += step) {
+            const std::int64_t count = std::min(step, blocks - b);
+            const T *panel = x + b * w.m * batch + c;
+            if (packed) {
+                pack(panel, count * w.m, batch, width, room.data(), stride);
+                panel = room.data();
             }
-        };
-        std::int64_t b = 0;
-        for (; b + 4 * n <= batch; b += 4 * n) pass(std::integral_constant<int, 4>(), std::false_type(), b, n);
-        for (; b + n <= batch; b += n) pass(std::integral_constant<int, 1>(), std::false_type(), b, n);
-        if (b < batch) pass(std::integral_constant<int, 1>(), std::true_type(), b, static_cast<int>(batch - b));
+            for (std::int64_t k = from; k < to; ++k) {
+                const std::int64_t at = (k * blocks + b) * w.chunk;
+                for (std::int64_t r = 0; r < w.chunk; ++r)
+                    add_blocks<F, N, decltype(partial)::value>(w, w.seat + at + r, w.value + at * w.n, offset.data(), panel,
+                                                               stride, count, out + (k * w.chunk + r) * batch + c, last);
+            }
+        }
+    };
+    std::int64_t c = 0;
+    for (; c + 8 * n <= batch; c += 8 * n) pass(std::integral_constant<int, 8>(), std::false_type(), c, n);
+    for (; c + 2 * n <= batch; c += 2 * n) pass(std::integral_constant<int, 2>(), std::false_type(), c, n);
+    for (; c + n <= batch; c += n) pass(std::integral_constant<int, 1>(), std::false_type(), c, n);
+    if (c < batch) pass(std::integral_constant<int, 1>(), std::true_type(), c, static_cast<int>(batch - c));
+}
+
+// One column, in the order of the seats: a pattern's numbers of x are read once for its rows, and no sum waits for
+// the one before it.
+template <int F, class T> void nmg_vector(const NMGRows<T> &w, const T *x, T *out, std::int64_t from, std::int64_t to) {
+    const std::int64_t blocks = w.columns / w.m, n = F > 0 ? F : w.n, chunk = w.chunk, together = w.together;
+    const std::uint8_t *place = w.place;
+    for (std::int64_t c = from; c < to; ++c) {
+        T *first = out + c * chunk;
+        for (std::int64_t r = 0; r < chunk; ++r) first[r] = w.bias ? w.bias[c * chunk + r] : T(0);
+        const std::uint16_t *row = w.row + c * blocks * chunk;
+        const T *value = w.value + c * blocks * chunk * n, *here = x;
+        for (std::int64_t b = 0; b < blocks; ++b, row += chunk, here += w.m)
+            for (std::int64_t s = 0; s < chunk; s += together) {
+                T entry[F > 0 ? F : 1];
+                if constexpr (F > 0) each<F>([&](auto i) { entry[i] = here[place[s * n + i]]; });
+                for (std::int64_t e = s; e < s + together; ++e, value += n) {
+                    T sum = first[row[e]];
+                    each_value<F>(n, [&](std::int64_t i) __attribute__((always_inline)) {
+                        sum = fma_one(value[i], F > 0 ? entry[i] : here[place[s * n + i]], sum);
+                    });
+                    first[row[e]] = sum;
+                }
+            }
     }
 }
 
-// One column: a number at a time.
-template <class T> void nmg_vector(const NMGRows<T> &w, const T *x, T *out, std::int64_t from, std::int64_t to) {
-    const std::int64_t blocks = w.columns / w.m;
-    for (std::int64_t c = from; c < to; ++c) {
-        T *first = out + c * w.chunk;
-        for (std::int64_t r = 0; r < w.chunk; ++r) first[r] = w.bias ? w.bias[c * w.chunk + r] : T(0);
-        for (std::int64_t j = 0; j < blocks; ++j) {
-            const std::int64_t at = (c * blocks + j) * w.chunk;
-            const std::uint16_t *seat = w.row + at;
-            const T *a = w.value + at * w.n, *here = x + j * w.m;
-            for (std::int64_t s = 0; s < w.chunk; ++s) {
-                T sum = first[seat[s]];
-                for (std::int64_t i = 0; i < w.n; ++i) sum = fma_one(a[s * w.n + i], here[w.place[s * w.n + i]], sum);
-                first[seat[s]] = sum;
-            }
-        }
-    }
+template <class Run> void with_values(std::int64_t n, Run run) {
+    if (n == 1) return run(std::integral_constant<int, 1>());
+    if (n == 2) return run(std::integral_constant<int, 2>());
+    run(std::integral_constant<int, 0>());
 }
 
 template <class T> void nmg_product(const NMGRows<T> &w, const T *x, std::int64_t batch, T *out, int asked) {
@@ -221,39 +244,62 @@ template <class T> void nmg_product(const NMGRows<T> &w, const T *x, std::int64_
     const int threads = threads_for(w.rows * (w.columns / w.m * w.n) * batch, asked, 1 << 18);
     in_parts(chunks, static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(chunks, 1))),
              [&](std::int64_t from, std::int64_t to) {
-                 if (batch == 1) return nmg_vector(w, x, out, from, to);
-                 if (w.n == 1) return nmg_part<1>(w, x, batch, out, from, to);
-                 if (w.n == 2) return nmg_part<2>(w, x, batch, out, from, to);
-                 nmg_part<0>(w, x, batch, out, from, to);
+                 with_values(w.n, [&](auto f) {
+                     batch == 1 ? nmg_vector<decltype(f)::value>(w, x, out, from, to)
+                                : nmg_part<decltype(f)::value>(w, x, batch, out, from, to);
+                 });
              });
 }
 
-// out = W' y: block j of m columns belongs to one thread and sums over chunks in their order.
-template <class T> void nmg_turned(const NMGRows<T> &w, const T *y, std::int64_t batch, T *out, int asked) {
-    const std::int64_t blocks = w.columns / w.m, chunks = w.rows / w.chunk;
-    constexpr int n = Vec<T>::n;
-    auto part = [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t j = from; j < to; ++j) {
-            T *first = out + j * w.m * batch;
-            std::fill_n(first, w.m * batch, T(0));
-            for (std::int64_t c = 0; c < chunks; ++c) {
-                const std::int64_t at = (c * blocks + j) * w.chunk;
-                for (std::int64_t s = 0; s < w.chunk; ++s) {
-                    const T *row = y + (c * w.chunk + w.row[at + s]) * batch;
-                    for (std::int64_t i = 0; i < w.n; ++i) {
-                        T *sum = first + w.place[s * w.n + i] * batch;
-                        const T a = w.value[(at + s) * w.n + i];
-                        std::int64_t b = 0;
-                        for (; b + n <= batch; b += n)
-                            fma(Vec<T>::all(a), Vec<T>::load(row + b), Vec<T>::load(sum + b)).store(sum + b);
-                        for (; b < batch; ++b) sum[b] = fma_one(a, row[b], sum[b]);
-                    }
+// out = W' y for N vectors of columns of one block: a pattern's sums stay in registers while its rows pass.
+template <int F, int N, bool Partial, class T>
+__attribute__((noinline)) void turn_block(const NMGRows<T> &w, std::int64_t block, const T *y, std::int64_t stride, T *out,
+                                          int last) {
+    const std::int64_t blocks = w.columns / w.m, n = F > 0 ? F : w.n;
+    for (std::int64_t c = 0; c < w.rows / w.chunk; ++c) {
+        const std::int64_t at = (c * blocks + block) * w.chunk;
+        for (std::int64_t s = 0; s < w.chunk; s += w.together)
+            for (std::int64_t i = 0; i < n; i += F > 0 ? F : 1) {
+                constexpr int K = F > 0 ? F : 1;
+                Vec<T> sum[K * N];
+                each<K * N>([&](auto u) __attribute__((always_inline)) {
+                    sum[u] = nth<Partial, N>(out + w.place[s * n + i + u / N] * stride, u % N, last);
+                });
+                for (std::int64_t e = s; e < s + w.together; ++e) {
+                    const T *row = y + (c * w.chunk + w.row[at + e]) * stride, *a = w.value + (at + e) * n + i;
+                    each<N>([&](auto j) __attribute__((always_inline)) {
+                        const Vec<T> part = nth<Partial, N>(row, j, last);
+                        each<K>([&](auto u) __attribute__((always_inline)) {
+                            sum[u * N + j] = fma(Vec<T>::all(a[u]), part, sum[u * N + j]);
+                        });
+                    });
                 }
+                each<K * N>([&](auto u) __attribute__((always_inline)) {
+                    keep<Partial, N>(sum[u], out + w.place[s * n + i + u / N] * stride, u % N, last);
+                });
             }
-        }
-    };
+    }
+}
+
+// Each block of m columns belongs to one thread and sums over the chunks in their order.
+template <class T> void nmg_turned(const NMGRows<T> &w, const T *y, std::int64_t batch, T *out, int asked) {
+    const std::int64_t blocks = w.columns / w.m;
+    constexpr int n = Vec<T>::n;
     const int threads = threads_for(w.rows * (blocks * w.n) * batch, asked, 1 << 18);
-    in_parts(blocks, static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(blocks, 1))), part);
+    in_parts(blocks, static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(blocks, 1))),
+             [&](std::int64_t from, std::int64_t to) {
+                 with_values(w.n, [&](auto f) {
+                     constexpr int F = decltype(f)::value;
+                     for (std::int64_t b = from; b < to; ++b) {
+                         T *first = out + b * w.m * batch;
+                         std::fill_n(first, w.m * batch, T(0));
+                         std::int64_t c = 0;
+                         for (; c + 4 * n <= batch; c += 4 * n) turn_block<F, 4, false>(w, b, y + c, batch, first + c, n);
+                         for (; c + n <= batch; c += n) turn_block<F, 1, false>(w, b, y + c, batch, first + c, n);
+                         if (c < batch) turn_block<F, 1, true>(w, b, y + c, batch, first + c, static_cast<int>(batch - c));
+                     }
+                 });
+             });
 }
 
 }  // namespace ellzero

@@ -312,6 +312,30 @@ def test_patterns_are_copied_and_sent():
     np.testing.assert_array_equal(again.product(value, x), pattern.product(value, x))
 
 
+@needs_native
+@pytest.mark.parametrize("group", GROUPS)
+def test_quick_products_are_the_others_or_none(group):
+    """Vectors, batches, bias and scale as the slow way gives them; None for whatever does not fit."""
+    pattern, g = draw(3, 5 * group, 37, group)
+    for kind in (np.float32, np.float64):
+        value, x = g.standard_normal((len(pattern.index), group)).astype(kind), g.standard_normal((37, 9)).astype(kind)
+        bias, scale = (g.standard_normal(5 * group).astype(kind) for _ in range(2))
+        want = scale[:, None] * (dense(pattern, value) @ x) + bias[:, None]
+        out = pattern.quick(value, x, bias=bias, scale=scale)
+        np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4)
+        line = pattern.quick(value, x[:, 4].copy(), bias=bias, scale=scale)
+        np.testing.assert_allclose(line, want[:, 4], rtol=1e-4, atol=1e-4)
+        other = np.float64 if kind is np.float32 else np.float32
+        for bad in (x.astype(other), x.astype(int), x[1:], x.T, x[:, ::2], x[..., None], "text", x.tolist()):
+            assert pattern.quick(value, bad) is None
+        assert pattern.quick(value[1:], x) is None
+        assert pattern.quick(value, x, bias=bias[1:]) is None
+        assert pattern.quick(value, x, bias=bias.astype(other)) is None
+        assert pattern.quick(value, x, scale=np.stack([scale, scale], axis=1)[:, 0]) is None
+    with pytest.raises(InputError, match="n_threads: got 0"):
+        pattern.quick(value, x, n_threads=0)
+
+
 def test_values_in_another_patterns_order():
     """The transpose of a pattern large enough for two threads, one column and many, and what is refused."""
     pattern, g = draw(0, 400, 700, 1, 0.3)
@@ -361,7 +385,8 @@ def test_nmg_products_are_the_dense_ones(kind, n, m, g):
     for batch in (0, 1, 3, 8, 40, 70):
         x, y = (draws.standard_normal((k, batch)).astype(kind) for k in (5 * m, 3 * chunk))
         bias = draws.standard_normal(3 * chunk).astype(kind)
-        out = nmg_product(row, place, value, x, m=m, bias=bias, n_threads=1)
+        seat = np.argsort(row, axis=-1).astype(np.uint16)
+        out = nmg_product(row, place, value, x, m=m, bias=bias, seat=seat, n_threads=1)
         np.testing.assert_allclose(out, W @ x + bias[:, None], **tol)
         np.testing.assert_array_equal(nmg_product(row, place, value, x, m=m, bias=bias, n_threads=3), out)
         turned = nmg_product(row, place, value, y, m=m, turned=True, n_threads=1)
@@ -379,7 +404,7 @@ def test_nmg_refuses_what_it_cannot_read():
     row, place = np.zeros((1, 2, 2), np.uint16), np.array([[0], [1]], np.uint8)
     value = np.ones((1, 2, 2, 1), np.float32)
     x = np.ones((4, 3), np.float32)
-    with pytest.raises(ValueError, match="row: want rows of the chunk"):
+    with pytest.raises(ValueError, match="row, seat: want rows and seats"):
         nmg_product(row + 2, place, value, x, m=2)
     with pytest.raises(ValueError, match="place: want columns of the m"):
         nmg_product(row, place + 1, value, x, m=2)

@@ -78,8 +78,8 @@ class Pattern:
         if order is not None and (group != 1 or not np.array_equal(np.sort(self.order), np.arange(len(index)))):
             raise InputError("order: want each place once, of a pattern with groups of one")
         native = CHOICE.module
-        places = () if order is None else (self.order,)
-        self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns, *places)
+        self._native = None if native is None else native.Pattern(self.ptr, index, self.group, self.columns, self.order)
+        self._rows = (len(self.ptr) - 1) * self.group
 
     def __deepcopy__(self, memo: Any) -> Pattern:
         return self  # nothing in it can change
@@ -90,7 +90,7 @@ class Pattern:
     @property
     def rows(self) -> int:
         """Number of rows of the matrix."""
-        return (len(self.ptr) - 1) * self.group
+        return self._rows
 
     @property
     def nnz(self) -> int:
@@ -136,10 +136,36 @@ class Pattern:
         ------
         InputError : shapes or dtypes that do not fit.
         """
+        if out is None and type(x) is np.ndarray and x.ndim == 2:
+            quick = self.quick(value, x, bias=bias, scale=scale, n_threads=n_threads)
+            if quick is not None:
+                return quick
         if value.dtype not in PRODUCT_DTYPES:
             check_choice("value.dtype", value.dtype.name, tuple(kind.name for kind in PRODUCT_DTYPES))
         x = _dense("x", x, self.columns, PRODUCT_DTYPES[value.dtype])
         return self._run(value, x, x.shape[1], bias, scale, out, n_threads)
+
+    def quick(
+        self, value: np.ndarray, x: np.ndarray, *, bias: np.ndarray | None = None, scale: np.ndarray | None = None,
+        n_threads: int | None = None,
+    ) -> np.ndarray | None:  # fmt: skip
+        """The product for arrays that are as ``product`` wants them, ``x`` also a vector; None for all others.
+
+        Small products would spend most of their time in checks that name what is wrong.
+        """
+        if self._native is None or type(x) is not np.ndarray:
+            return None
+        shape = x.shape
+        if len(shape) == 1:
+            tile, size = 1, self._rows
+        elif len(shape) == 2:
+            tile, size = shape[1], (self._rows, shape[1])
+        else:
+            return None
+        if self.columns * tile * x.itemsize > _TILE_BYTES:
+            tile = _tile(self.columns, tile, x.itemsize)
+        out = np.empty(size, x.dtype)
+        return out if self._native.quick(value, x, out, scale, bias, tile, _threads(n_threads)) else None
 
     def slide(
         self, value: np.ndarray, x: np.ndarray, batch: int, *, bias: np.ndarray | None = None,
@@ -250,7 +276,7 @@ def nm_product(
 
 def nmg_product(
     row: np.ndarray, place: np.ndarray, value: np.ndarray, x: np.ndarray, *, m: int, bias: np.ndarray | None = None,
-    turned: bool = False, n_threads: int | None = None,
+    seat: np.ndarray | None = None, turned: bool = False, n_threads: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """``W x + bias`` for an n:m:g matrix, or ``W' x``: the columns of every seat of a chunk are known beforehand.
 
@@ -259,6 +285,7 @@ def nmg_product(
     row : uint16 ``[chunks, blocks, seats]``: which row of the chunk (of as many rows as seats) has each seat.
     place : uint8 ``[seats, n]``: the columns of each seat among m; the same for every chunk.
     value : ``[chunks, blocks, seats, n]`` float32 or float64.
+    seat : the inverse of ``row`` along its last axis, uint16; made where it is not given.
     x : ``[blocks * m, batch]``, or ``[chunks * seats, batch]`` where ``turned``; of the dtype of ``value``.
     """
     chunks, blocks, seats, n = value.shape
@@ -274,10 +301,12 @@ def nmg_product(
         dense = dense.transpose(0, 2, 1, 3).reshape(rows, columns)
         out = dense.T @ x if turned else dense @ x
         return out if bias is None else out + bias[:, None]
+    seat = np.argsort(row, axis=-1).astype(np.uint16) if seat is None else seat
     out = np.empty((columns if turned else rows, x.shape[1]), kind)
     CHOICE.module.nmg_product(
-        row.reshape(-1, seats), place, value.reshape(-1, n), x, out, _row(bias), m, seats, turned, threads
-    )
+        row.reshape(-1, seats), seat.reshape(-1, seats), place, value.reshape(-1, n), x, out, _row(bias), m, seats,
+        turned, threads,
+    )  # fmt: skip
     return out
 
 

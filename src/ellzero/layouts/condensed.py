@@ -76,8 +76,12 @@ class Condensed(Layout):
         return dense
 
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
-        x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
         whole = len(self.kept) == self.shape[0]
+        if whole:
+            out = self._pattern.quick(self.value.reshape(-1, 1), x, bias=bias, n_threads=n_threads)
+            if out is not None:
+                return out
+        x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
         inner = bias if whole or bias is None else bias[self.kept]
         out = self._pattern.product(self.value.reshape(-1, 1), x, bias=inner, n_threads=n_threads)
         if not whole:

@@ -48,6 +48,9 @@ class _Stored(Layout):
         return dense if self.scale is None else dense * self.scale[:, None]
 
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
+        out = self.pattern.quick(self.value, x, bias=bias, scale=self.scale, n_threads=n_threads)
+        if out is not None:
+            return out
         x, vector = columns_first("x", x, self.shape[1], self.dtype)
         out = self.pattern.product(self.value, x, bias=bias, scale=self.scale, n_threads=n_threads)
         return out[:, 0] if vector else out

@@ -91,19 +91,20 @@ class NMG(Layout):
         return blocks.transpose(0, 2, 1, 3).reshape(self.shape)
 
     @cached_property
-    def _seats(self) -> tuple[np.ndarray, np.ndarray]:
-        """The row of each seat as 16 bits, and each seat's columns among m."""
+    def _seats(self) -> dict[str, np.ndarray]:
+        """The row of each seat and the seat of each row as 16 bits, and each seat's columns among m."""
         place = np.repeat(np.array(list(combinations(range(self.m), self.n)), np.uint8), self.g, axis=0)
-        return self.row.astype(np.uint16), place
+        seat = np.argsort(self.row, axis=-1).astype(np.uint16)
+        return {"row": self.row.astype(np.uint16), "seat": seat, "place": place}
 
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
-        out = nmg_product(*self._seats, self.value, x, m=self.m, bias=bias, n_threads=n_threads)
+        out = nmg_product(**self._seats, value=self.value, x=x, m=self.m, bias=bias, n_threads=n_threads)
         return out[:, 0] if vector else out
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[0], self.value.dtype)
-        out = nmg_product(*self._seats, self.value, x, m=self.m, turned=True, n_threads=n_threads)
+        out = nmg_product(**self._seats, value=self.value, x=x, m=self.m, turned=True, n_threads=n_threads)
         return out[:, 0] if vector else out
 
     def tensors(self) -> dict[str, np.ndarray]:
