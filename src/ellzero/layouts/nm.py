@@ -75,6 +75,8 @@ class NM(Layout):
 
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
+        if x.shape[1] >= 4:  # unpacking a row's places costs more than reading its columns
+            return self._stored_places.product(self.value.reshape(-1, 1), x, bias=bias, n_threads=n_threads)
         out = nm_product(self.place, self.value, x, n=self.n, m=self.m, bias=bias, n_threads=n_threads)
         return out[:, 0] if vector else out
 
@@ -84,9 +86,13 @@ class NM(Layout):
         return out[:, 0] if vector else out
 
     @cached_property
-    def _turned(self) -> Pattern:
+    def _stored_places(self) -> Pattern:
         ptr = np.arange(self.shape[0] + 1) * self.value.shape[1]
-        return Pattern(ptr, self.columns().reshape(-1), columns=self.shape[1]).turned()
+        return Pattern(ptr, self.columns().reshape(-1), columns=self.shape[1])
+
+    @cached_property
+    def _turned(self) -> Pattern:
+        return self._stored_places.turned()
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"place": self.place, "value": self.value}
