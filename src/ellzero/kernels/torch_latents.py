@@ -1,14 +1,16 @@
 """Sparse encoders and decoders as torch custom ops, with derivatives that flow through the entries in use alone.
 
 Lives here: ``encode_top_k``, ``encode_batch_top_k``, ``decode_rows`` and ``nested_rows`` on tensors. float32 and
-float64 on the CPU go to the compiled kernels; other devices and dtypes take plain torch with the same answers. Does not
-live here: loss terms and training (``autoencoder``), the face on arrays (``latents``).
+float64 on the CPU go to the compiled kernels, a CUDA tensor to Triton where that is installed; all else takes plain
+torch with the same answers. Does not live here: loss terms and training (``autoencoder``), the loops and their faces
+(``latents`` on arrays, ``triton_latents``, ``plain_latents``).
 The encoder is ``W [m, d]``, one row per latent (an encoder stored as ``[d, m]`` in column order has it as ``W_enc.T``).
 The pre-activations of the whole batch never exist at once: they are made and searched by blocks of rows.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ellzero.errors import InputError, check_choice, check_integer
-from ellzero.kernels import latents, torch_ops
+from ellzero.kernels import latents, plain_latents, triton_latents
 
 __all__ = [
     "BatchCode", "Code", "Nested", "by_latent", "decode_rows", "encode_batch_top_k", "encode_top_k", "nested_rows",
@@ -242,11 +244,8 @@ def _decode(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
     if _native(W):
         out = latents.decode_rows(_array(values), _array(indices), _array(W), n_threads=torch.get_num_threads())
         return torch.from_numpy(out)
-    out = W.new_zeros(values.shape[0], W.shape[1])
-    for j in range(values.shape[1]):
-        at = values[:, j, None]
-        out += torch.where(at != 0, at * W[indices[:, j]], 0)
-    return out
+    plain_latents.check_indices(indices, W.shape[0])
+    return _loops(W).decode(values, indices, W)
 
 
 @_decode.register_fake
@@ -275,8 +274,7 @@ def _dot(indices: Tensor, W: Tensor, x: Tensor) -> Tensor:
         return torch.from_numpy(
             latents.rows_dot(_array(indices), _array(W), _array(x), n_threads=torch.get_num_threads())
         )
-    columns = [(W[indices[:, j]] * x).sum(1) for j in range(indices.shape[1])]
-    return torch.stack(columns, 1) if columns else W.new_zeros(indices.shape)
+    return _loops(W).rows_dot(indices, W, x)
 
 
 @_dot.register_fake
@@ -292,11 +290,7 @@ def _accumulate(coefficients: Tensor, indices: Tensor, x: Tensor, m: int) -> tup
             _array(coefficients), _array(indices), _array(x), m, n_threads=torch.get_num_threads()
         )
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-    out, sums = x.new_zeros(m, x.shape[1]), x.new_zeros(m)
-    for j in range(indices.shape[1]):
-        at = coefficients[:, j, None]
-        out.index_add_(0, indices[:, j], torch.where(at != 0, at * x, 0))
-    return out, sums.index_add_(0, indices.reshape(-1), coefficients.reshape(-1))
+    return _loops(x).accumulate(coefficients, indices, x, m)
 
 
 @_accumulate.register_fake
@@ -312,12 +306,8 @@ def _nested(values: Tensor, indices: Tensor, W: Tensor, target: Tensor, ends: Te
             *(_array(t) for t in (values, indices, W, target, ends)), n_threads=torch.get_num_threads()
         )
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-    residual, errors = target.clone(), W.new_empty(ends.shape)
-    for i in range(values.shape[1] + 1):
-        errors = torch.where(ends == i, residual.square().sum(1, keepdim=True), errors)
-        if i < values.shape[1]:
-            residual -= _decode(values[:, i, None], indices[:, i, None], W)
-    return errors, residual
+    plain_latents.check_indices(indices, W.shape[0])
+    return plain_latents.nested_errors(values, indices, W, target, ends)
 
 
 @_nested.register_fake
@@ -349,16 +339,7 @@ def _nested_gradient(
             *(_array(t) for t in (values, indices, W, residual, ends, weights)), n_threads=torch.get_num_threads()
         )
         return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
-    by_values, by_W, suffix = torch.empty_like(values), torch.zeros_like(W), torch.zeros_like(residual)
-    residual = residual.clone()
-    for i in range(values.shape[1], -1, -1):
-        suffix += 2 * (weights * (ends == i)).sum(1, keepdim=True) * residual
-        if i:
-            at, value = indices[:, i - 1, None], values[:, i - 1, None]
-            by_values[:, i - 1, None] = -_dot(at, W, suffix)
-            by_W -= _accumulate(value, at, suffix, W.shape[0])[0]
-            residual += _decode(value, at, W)
-    return by_values, by_W, suffix
+    return plain_latents.nested_gradient(values, indices, W, residual, ends, weights, summed=_loops(W).accumulate)
 
 
 @_nested_gradient.register_fake
@@ -372,6 +353,8 @@ def _(values, indices, W, residual, ends, weights):
 def _encoded(x: Tensor, W: Tensor, bias: Tensor, center: Tensor | None, counts: Tensor | None, k: int, rule: str):
     """Values and indices ``[rows, k]``."""
     rows, m = x.shape[0], W.shape[0]
+    if not _native(x):
+        return _loops(x).encode(x if center is None else x - center, W, bias, counts, k, rule)
     values, indices = x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64)
     if rows == 0 or k == 0:
         return values, indices
@@ -382,26 +365,12 @@ def _encoded(x: Tensor, W: Tensor, bias: Tensor, center: Tensor | None, counts: 
         own = slice(start, min(start + block, rows))
         given = x[own] if center is None else x[own] - center
         pre = torch.mm(given, W.T, out=room[: len(given)])
-        some = None if counts is None else counts[own]
-        values[own], indices[own] = _select(pre, bias, some, k, rule)
-    return values, indices
-
-
-def _select(pre: Tensor, bias: Tensor, counts: Tensor | None, k: int, rule: str) -> tuple[Tensor, Tensor]:
-    """``pre`` may be written to."""
-    if _native(pre):
-        kept = None if counts is None else _array(counts)
+        some = None if counts is None else _array(counts[own])
         found = latents.select_rows(
-            _array(pre), k, rule, bias=_array(bias), counts=kept, n_threads=torch.get_num_threads()
+            _array(pre), k, rule, bias=_array(bias), counts=some, n_threads=torch.get_num_threads()
         )
-        return torch.from_numpy(found.values), torch.from_numpy(found.indices)
-    pre += bias
-    indices = torch_ops.top_k(pre.abs() if rule == "absolute" else pre, k).indices
-    values = pre.gather(1, indices)
-    absent = values <= 0 if rule == "relu" else torch.zeros_like(values, dtype=torch.bool)
-    if counts is not None:
-        absent |= torch.arange(k, device=pre.device) >= counts[:, None]
-    return values.masked_fill(absent, 0), indices.masked_fill(absent, 0)
+        values[own], indices[own] = torch.from_numpy(found.values), torch.from_numpy(found.indices)
+    return values, indices
 
 
 def _batch_encoded(x: Tensor, W: Tensor, bias: Tensor, center: Tensor | None, k: int):
@@ -447,6 +416,15 @@ def _last_kept(values: Tensor, count: int) -> float:
 def _native(x: Tensor) -> bool:
     """Whether the NumPy face takes it, which has its own references where nothing is compiled."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _loops(x: Tensor) -> ModuleType:
+    """Whose loops serve a tensor that is not native."""
+    return triton_latents if _on_gpu(x) and x.dtype in triton_latents.DTYPES else plain_latents
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda and not triton_latents.missing()
 
 
 def _array(x: Tensor) -> np.ndarray:

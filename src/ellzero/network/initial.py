@@ -146,7 +146,9 @@ def masks_of(
     """The largest scores of the whole network, or a random sample that prefers them.
 
     With ``sample``, a seed, entries are drawn without replacement with probabilities proportional to their scores, as
-    the largest of ``log score + Gumbel noise``: the randomised masks of the sketching view (S076).
+    the largest of ``log score + Gumbel noise``: the randomised masks of the sketching view (S076). That they beat the
+    largest first weights did not show on MNIST at 2 %: 89.7 against 90.2 % with the layers of ERK (4 seeds), 86.6
+    against 90.1 with layers as the scores want them, for a sample empties small layers (3 seeds).
 
     Raises
     ------

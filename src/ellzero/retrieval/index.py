@@ -266,7 +266,7 @@ class ImpactIndex:
         return found
 
     def reasons(self, query: Any, documents: Sequence[Any]) -> list[dict[str, Any] | None]:
-        """``explain`` for several documents, each term's list read once; None for those that the index does not hold."""
+        """``explain`` for several documents, each list read once; None for those that the index does not hold."""
         rows = [query] if isinstance(query, dict) else query
         queries = as_queries(np.atleast_2d(rows) if isinstance(rows, np.ndarray) else rows, self.terms, self._columns)
         if len(queries) != 1:
