@@ -63,7 +63,7 @@ class Bed:
     def cut(self, tokens: int) -> Bed:
         """The same texts, cut to fewer tokens."""
         asked, rows = self.sentences
-        return replace(self, states=_cut(self.states, range(len(self.ids)), tokens), told=(asked, rows))
+        return replace(self, states=first_tokens(self.states, range(len(self.ids)), tokens), told=(asked, rows))
 
     def of_sentences(self, few: int, tokens: int) -> Bed:
         """The bed on which settings are chosen, without a judged query: the documents of the first ``few`` sentences.
@@ -72,13 +72,13 @@ class Bed:
         """
         asked, rows = self.sentences
         rows, half = rows[:few], few // 2
-        states, ids = _cut(self.states, rows, tokens), [self.ids[row] for row in rows]
+        states, ids = first_tokens(self.states, rows, tokens), [self.ids[row] for row in rows]
         held = [f"s{place}" for place in range(half, few)]
         return replace(
             self, ids=ids, texts=[self.texts[row] for row in rows], states=states, query_ids=held, queries=[],
-            query_states=_cut(asked, range(half, few), tokens),
+            query_states=first_tokens(asked, range(half, few), tokens),
             qrels={f"s{place}": {ids[place]: 1} for place in range(half, few)},
-            told=(_cut(asked, range(half), tokens), np.arange(half)),
+            told=(first_tokens(asked, range(half), tokens), np.arange(half)),
         )  # fmt: skip
 
     def ndcg(self, Q: Any, X: Any) -> np.ndarray:
@@ -129,7 +129,8 @@ def backbone(length: int) -> Any:
     return Backbone.load(folder, length)
 
 
-def _cut(states: TokenStates, rows: Any, tokens: int) -> TokenStates:
+def first_tokens(states: TokenStates, rows: Any, tokens: int) -> TokenStates:
+    """The states of some texts, each cut to so many tokens."""
     starts = states.starts.tolist()
     lines = [torch.arange(starts[row], min(starts[row + 1], starts[row] + tokens)) for row in rows]
     flat, ends = torch.cat(lines), torch.tensor([0, *map(len, lines)]).cumsum(0)

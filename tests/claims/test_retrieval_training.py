@@ -36,6 +36,11 @@ def small(bed):
     return bed("med", few=True)
 
 
+def shorter(bed, tokens=24):
+    """The small bed with texts cut further, which the claims' fast slices can afford."""
+    return replace(bed, states=beds.first_tokens(bed.states, range(len(bed.ids)), tokens))
+
+
 def quick(made, steps=24):
     """A recipe for the small bed: seconds, not minutes."""
     return replace(made, steps=steps, batch_size=8, hard=min(made.hard, 3), depth=20,
@@ -62,10 +67,13 @@ def common_share(X, count=100):
 
 @pytest.mark.claim("S054")
 def test_training_without_labels_thins_documents_and_keeps_quality(small):
-    """Against the same training without a penalty, in so few steps: a quarter fewer terms, nDCG@10 0.690 and 0.714."""
-    made = gentle(recipe("label_free"), 20)
+    """Against the same training without a penalty, in so few steps: a quarter fewer terms, nDCG@10 the same.
+
+    In 20 steps on texts of 48 tokens, with a sixth of the factor, 89 terms and 126, nDCG@10 0.690 and 0.714.
+    """
+    made, small = gentle(recipe("label_free"), 14), shorter(small)
     figures = {}
-    for name, factor in (("no penalty", 0), ("penalty", 20)):
+    for name, factor in (("no penalty", 0), ("penalty", 120)):
         Q, X = small.rows(trained(small, made.penalised(factor)))
         figures[name] = small.ndcg(Q, X).mean(), X.nnz / X.shape[0]
         print(f"{name}: nDCG@10 {figures[name][0]:.4f}, {figures[name][1]:.1f} terms a document")
@@ -103,7 +111,7 @@ def test_expanded_documents_beat_bm25_without_labels(name, bed):
 # ------------------------------------------------------------ S056: even activity
 
 
-def embedded(penalty, weight, seed, steps=150, width=1024):
+def embedded(penalty, weight, seed, steps=150, batch_size=128, width=1024):
     """Digits embedded by a small network, supervised InfoNCE, ``width`` units at length 1; the held-out part too."""
     digits = sets.digits()
     order = rng(0, "s056").permutation(len(digits.y))
@@ -121,8 +129,8 @@ def embedded(penalty, weight, seed, steps=150, width=1024):
         done[0] += 1
         return info_nce(z, z, temperature=0.1, labels=batch[1]) + ramp(done[0], steps) * penalty.value(z)
 
-    batches = Batches(X[:1200], y[:1200], batch_size=128, seed=seed)
-    train(net, loss, batches, optimizer=torch.optim.Adam(net.parameters(), lr=1e-3), steps=steps, seed=seed)
+    batches = Batches(X[:1200], y[:1200], batch_size=batch_size, seed=seed)
+    train(net, loss, batches, optimizer=torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), steps=steps, seed=seed)
     with torch.no_grad():
         z = sparse.csr_array(functional.normalize(net(X), dim=1).numpy())
     return z[:1200], z[1200:], y.numpy()
@@ -140,11 +148,11 @@ def searched(base, asked, y):
     return recall, expected_overlap(asked, base), flops_uniformity(base), base.nnz / base.shape[0], 1e6 * spent
 
 
-def compared(seed, steps=150):
+def compared(seed, **training):
     """FLOPs and L1 at weights that leave about as many entries in a row."""
     figures = {}
     for name, penalty, weight in (("FLOPs", Flops(), 3.0), ("L1", L1Activity(), 0.03)):
-        figures[name] = searched(*embedded(penalty, weight, seed, steps=steps))
+        figures[name] = searched(*embedded(penalty, weight, seed, **training))
         print("{}, seed {}: recall@1 {:.4f}, {:.2f} multiply-adds a product, R {:.2f}, {:.1f} entries a row, "
               "{:.1f} us a query".format(name, seed, *figures[name]), flush=True)  # fmt: skip
     return figures["FLOPs"], figures["L1"]
@@ -159,7 +167,7 @@ def test_the_flops_penalty_spreads_activity_where_l1_does_not():
     On ten classes both penalties come down to one multiply-add at equal recall when pressed further (each class then
     has a few units of its own, which is even enough): the gain is in between.
     """
-    flops, l1 = compared(0, steps=110)
+    flops, l1 = compared(0, steps=140, batch_size=64)
     assert flops[3] > 0.8 * l1[3]
     assert flops[0] > l1[0] - 0.01
     assert flops[1] < l1[1] / 1.5
@@ -203,10 +211,12 @@ def test_a_stronger_teacher_on_mined_negatives_is_the_largest_step(small, seeds)
 
     BM25 negatives alone equal random ones in so short a training; the teacher makes the difference, as in the paper.
     Over three seeds and the 10 queries of the small bed: random 0.693, BM25 0.688, distilled 0.731, the gain 0.038 with
-    an interval of 0.009 to 0.071; on one seed and half the steps 0.018, whose interval holds zero.
+    an interval of 0.009 to 0.071; on one seed, texts of half the length and 10 steps 0.015, whose interval holds zero.
     """
-    short = (12, ("random", "distilled"))
-    each = [supervised(small, seed, *(short if seeds == 1 else (24,))) for seed in range(seeds)]
+    if seeds == 1:
+        each = [supervised(shorter(small), 0, 10, ("random", "distilled"))]
+    else:
+        each = [supervised(small, seed, 24) for seed in range(seeds)]
     mean = {name: np.mean([found[name] for found in each], 0) for name in each[0]}
     low, high = beds.interval(mean["distilled"] - mean["random"])
     gain = (mean["distilled"] - mean["random"]).mean()
