@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from ellzero.cli import show
 from ellzero.cli.app import run as command_line
 from ellzero.compare import apply, compare, take
+from ellzero.compare.figures import entry_sizes
+from ellzero.compare.report import render
 from ellzero.compare.tasks.retrieval import Retrieval
 from ellzero.errors import InputError
 from ellzero.protocol import Task
@@ -82,6 +87,15 @@ def test_the_uncut_baseline_is_bm25s_ndcg_and_cutting_costs(task):
     assert points["bm25-cut", 2].fidelity < whole.fidelity
     assert points["bm25-cut", 2].nbytes < whole.nbytes
     assert all(point.error is None and point.run_seconds > 0 for point in run.points)
+    named, each = entry_sizes(run)
+    assert named == "bytes a posting"
+    assert each == [f"{point.nbytes / (200 * point.realised):.2f}" for point in run.frontier]
+    page, table = render(run), io.StringIO()
+    assert f">{named}</th>" in page
+    assert f">{each[0]}</td>" in page
+    with contextlib.redirect_stdout(table):
+        show.frontier(run)
+    assert each[0] in table.getvalue()
 
 
 def test_a_point_goes_home_and_searches_in_another_process(task, files, tmp_path, capsys):

@@ -44,16 +44,27 @@ def _plain(value: Any) -> Any:
 
 def frontier(run: Any) -> None:
     """The table of a comparison, and what failed."""
-    from ellzero.compare.figures import number, seconds, size
+    from ellzero.compare.figures import entry_sizes, number, seconds, size
 
-    task = run.question["task"]
+    task, each = run.question["task"], entry_sizes(run)
     table = Table(
         title=f"{task['name']}: {task['fidelity']} against {task['unit']} (validation part)", title_justify="left"
     )
-    columns = ("method", "budget", "realised", task["fidelity"], "± error", "fit", "run", "size", "Pareto")
+    columns = (
+        "method",
+        "budget",
+        "realised",
+        task["fidelity"],
+        "± error",
+        "fit",
+        "run",
+        "size",
+        *(each or ())[:1],
+        "Pareto",
+    )
     for name in columns:
         table.add_column(escape(name), justify="left" if name == "method" else "right")
-    for p in run.frontier:
+    for place, p in enumerate(run.frontier):
         table.add_row(
             escape(p.method),
             "dense" if p.dense else number(p.target),
@@ -63,6 +74,7 @@ def frontier(run: Any) -> None:
             seconds(p.fit_seconds),
             seconds(p.run_seconds),
             size(p.nbytes),
+            *([each[1][place]] if each else ()),
             "*" if p.pareto else "",
         )
     console = _console()

@@ -13,7 +13,7 @@ from typing import Any
 from ellzero.compare.pareto import FrontierPoint
 from ellzero.compare.runs import Run
 
-__all__ = ["figures", "number", "seconds", "size"]
+__all__ = ["entry_sizes", "figures", "number", "seconds", "size"]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon")
 
@@ -31,6 +31,16 @@ def seconds(value: float | None) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
+
+
+def entry_sizes(run: Run) -> tuple[str, list[str]] | None:
+    """``("bytes a posting", one per point)`` where the task says whose entries its unit counts, else None."""
+    said = run.question["task"]["describe"]
+    if "entries_of" not in said:
+        return None
+    each = [None if p.nbytes is None or not p.realised else p.nbytes / (p.realised * said["entries_of"])
+            for p in run.frontier]  # fmt: skip
+    return f"bytes a {said['entry']}", ["" if value is None else f"{value:.2f}" for value in each]
 
 
 def size(value: float | None) -> str:

@@ -13,7 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from ellzero.compare.figures import figures, number, seconds, size
+from ellzero.compare.figures import entry_sizes, figures, number, seconds, size
 from ellzero.compare.pareto import FrontierPoint
 from ellzero.compare.runs import Run
 from ellzero.errors import require
@@ -138,7 +138,8 @@ def _setting(value: Any) -> str:
 def _points(run: Run) -> str:
     task = run.question["task"]
     head = ["method", "asked", f"realised {task['unit']}", task["fidelity"], "± error", "seeds"]
-    head += ["fit", "run", "size", "Pareto", "settings chosen"]
+    each = entry_sizes(run)
+    head += ["fit", "run", "size", *(each or ())[:1], "Pareto", "settings chosen"]
     rows = [
         [
             "pareto" if p.pareto else "",
@@ -151,13 +152,14 @@ def _points(run: Run) -> str:
             seconds(p.fit_seconds),
             seconds(p.run_seconds),
             size(p.nbytes),
+            *([each[1][place]] if each else ()),
             "yes" if p.pareto else "",
             settings(p),
         ]
-        for p in run.frontier
+        for place, p in enumerate(run.frontier)
     ]
     caption = "Means over seeds, at the settings with the best mean fidelity on the validation part"
-    return "<h2>Points</h2>\n" + _table(caption, head, rows, classes=["text", *[""] * 9, "long"])
+    return "<h2>Points</h2>\n" + _table(caption, head, rows, classes=["text", *[""] * (len(head) - 2), "long"])
 
 
 def _effort(run: Run) -> str:

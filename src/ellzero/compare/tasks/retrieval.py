@@ -113,12 +113,13 @@ class Retrieval:
         return cls(**spec)
 
     def describe(self) -> Mapping[str, Any]:
-        """The settings and a digest of the files."""
+        """The settings, a digest of the files, and whose entries the unit counts."""
         total = hashlib.sha256()
         for path in (self.corpus, self.queries, self.qrels):
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
-        return {**asdict(self), "digest": total.hexdigest()[:16]}
+        entries = {"entry": "posting", "entries_of": len(self._asked()[0].ids)}
+        return {**asdict(self), "digest": total.hexdigest()[:16], **entries}
 
     # -- data
 
