@@ -1,6 +1,7 @@
 """One training step of a TopK autoencoder on its sparse engine against its encoder's product alone and against peers.
 
     python benchmarks/autoencoder.py [--d-sae 12288 24576] [--repeats 5] [--threads 2] [--peers all] [--wide]
+    python benchmarks/autoencoder.py --device cuda [--d-sae 65536] [--repeats 20] [--precision highest]
 
 d_in 768, k 32, batch 4096, float32. A step is encode, decode, loss, derivatives, projection of the decoder's, clipping
 of the norm, Adam, and the decoder back to unit rows. The bound is the encoder's product alone, which no exact method
@@ -9,6 +10,10 @@ wall clock in brackets) and ratios are taken turn by turn. Memory is the peak of
 and its gradients. Peers start from the same weights and see the same batches; the error (FVU) after the first and the
 last step stands beside them. Nested: HierarchicalTopK at every level to 64 against plain TopK with k = 64.
 ``--wide`` trains 131,072 latents for three steps and prints the peak of the whole process.
+
+``--device cuda`` lets ours, a dense step in torch and sparsify take turns on a GPU: tokens a second (medians between
+events on the device), their errors, the memory added, and the share of the peak: the arithmetic of the encoder's
+product over the time of the step, against what a product of 8192 x 8192 matrices reaches at the same precision.
 
 sparsify and SAELens come with ``pip install ellzero[bench]``; dictionary-learning is installed by itself, since it
 brings torchvision through nnsight, which must be of the same build as torch or transformers cannot be imported (it is
@@ -23,6 +28,7 @@ import ctypes
 import gc
 import importlib
 import io
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -33,6 +39,7 @@ import torch
 from table import race, ratio, setting
 from torch import Tensor
 
+from ellzero.kernels import triton_latents
 from ellzero.kernels.row_adam import row_adam_, row_squares
 from ellzero.kernels.torch_latents import decode_rows, encode_top_k, nested_rows
 from ellzero.rng import rng
@@ -49,11 +56,12 @@ class Weights(NamedTuple):
     b_dec: Tensor
 
 
-def start(d_sae: int) -> Weights:
+def start(d_sae: int, device: str = "cpu") -> Weights:
     """Random unit rows, the encoder being the decoder's transpose."""
     rows = torch.from_numpy(rng(0, "benchmark autoencoder").standard_normal((d_sae, D_IN), dtype="float32"))
     rows = torch.nn.functional.normalize(rows, dim=1)
-    return Weights(rows.clone(), torch.zeros(d_sae), rows, torch.zeros(D_IN))
+    made = Weights(rows.clone(), torch.zeros(d_sae), rows, torch.zeros(D_IN))
+    return Weights(*(tensor.to(device) for tensor in made))
 
 
 def batches(count: int) -> list[Tensor]:
@@ -100,16 +108,19 @@ def sparse_step(
 # -- engines: each maps (d_sae, k) to a function of (step, batch) that trains and returns the FVU
 
 
-def ours(d_sae: int, k: int, ends: Tensor | None = None) -> Callable[[int, Tensor], float]:
-    weights = start(d_sae)
+def ours(d_sae: int, k: int, ends: Tensor | None = None, device: str = "cpu") -> Callable[[int, Tensor], float]:
+    weights = start(d_sae, device)
     moments = [(torch.zeros_like(t), torch.zeros_like(t)) for t in weights]
     return lambda step, x: sparse_step(weights, moments, x, k=k, step=step, ends=ends)
 
 
-def sparsify(d_sae: int, k: int) -> Callable[[int, Tensor], float]:
+def sparsify(d_sae: int, k: int, device: str = "cpu") -> Callable[[int, Tensor], float]:
     """As its trainer does: fused encoder, parallel gradient removed, norm clipped, Adam, rows normalised."""
+    if device == "cpu":  # where Triton is installed it would decode by it on the CPU too, which fails
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     package = importlib.import_module("sparsify")
-    coder = package.SparseCoder(D_IN, package.SparseCoderConfig(num_latents=d_sae, k=k, normalize_decoder=True))
+    settings = package.SparseCoderConfig(num_latents=d_sae, k=k, normalize_decoder=True)
+    coder = package.SparseCoder(D_IN, settings, device=device)
     given = start(d_sae)
     with torch.no_grad():
         coder.encoder.weight.copy_(given.W_enc)
@@ -125,6 +136,28 @@ def sparsify(d_sae: int, k: int) -> Callable[[int, Tensor], float]:
         optimizer.step()
         optimizer.zero_grad()
         return out.fvu.item()
+
+    return step
+
+
+def dense(d_sae: int, k: int, device: str = "cpu") -> Callable[[int, Tensor], float]:
+    """Plain torch: all activations of the batch, ``torch.topk``, dense products, its fused Adam."""
+    weights = [tensor.requires_grad_() for tensor in start(d_sae, device)]
+    optimizer = torch.optim.Adam(weights, lr=LR, eps=6.25e-10, fused=True)
+
+    def step(number: int, x: Tensor) -> float:
+        W_enc, b_enc, W_dec, b_dec = weights
+        values, indices = ((x - b_dec) @ W_enc.T + b_enc).relu().topk(k)
+        z = x.new_zeros(len(x), d_sae).scatter(1, indices, values)
+        loss = (x - b_dec - z @ W_dec).square().sum() / (x - x.mean(0)).square().sum()
+        loss.backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            W_dec.copy_(torch.nn.functional.normalize(W_dec, dim=1))
+        optimizer.zero_grad()
+        return loss.item()
 
     return step
 
@@ -256,23 +289,82 @@ def wide(d_sae: int, k: int) -> None:
         print(f"  d_sae {d_sae}: step {step}, {took:.1f} s, FVU {loss:.4f}, peak {resident('VmHWM') / 2**30:.1f} GiB")
 
 
+def on_gpu(d_sae: int, k: int, repeats: int) -> None:
+    """Print tokens a second, errors, memory and the share of the peak on the current GPU."""
+    data = [batch.cuda() for batch in batches(2)]
+    engines = {"ellzero": ours(d_sae, k, device="cuda"), "torch, dense": dense(d_sae, k, "cuda")}
+    try:
+        engines["sparsify"] = sparsify(d_sae, k, "cuda")
+    except (ImportError, RuntimeError) as error:
+        print(f"  sparsify left out: {type(error).__name__}: {error}")
+    square, W = torch.randn(8192, 8192, device="cuda"), start(d_sae, "cuda").W_enc
+    jobs: dict[str, Callable[[int], Any]] = {
+        "peak": lambda step: square @ square,
+        "encoder's product": lambda step: data[step % 2] @ W.T,
+    }
+    jobs |= {name: (lambda step, own=own: own(step + 1, data[step % 2])) for name, own in engines.items()}
+    seconds, found = {name: [] for name in jobs}, {name: [] for name in jobs}
+    added = dict.fromkeys(jobs, 0)
+    for step in range(repeats + 3):
+        for name, job in jobs.items():
+            torch.cuda.synchronize()
+            before, (began, ended) = torch.cuda.memory_allocated(), _events()
+            torch.cuda.reset_peak_memory_stats()
+            began.record()
+            found[name].append(job(step))
+            ended.record()
+            torch.cuda.synchronize()
+            if name not in engines:
+                found[name].clear()
+            if step >= 3:  # the first steps compile
+                seconds[name].append(began.elapsed_time(ended) / 1e3)
+                added[name] = max(added[name], torch.cuda.max_memory_allocated() - before)
+    peak = 2 * 8192**3 / statistics.median(seconds["peak"])
+    flops, gradients = 2 * BATCH * D_IN * d_sae, 4 * (2 * D_IN * d_sae + d_sae + D_IN)
+    print(f"  a product reaches {peak / 1e12:.0f} TFLOP/s")
+    for name in list(jobs)[1:]:
+        took = sorted(seconds[name])
+        line = f"{BATCH / statistics.median(took):12,.0f} tokens/s ({took[0] * 1e3:.2f} to {took[-1] * 1e3:.2f} ms)"
+        line += f", {flops / statistics.median(took) / peak:4.0%} of the peak"
+        if name in engines:
+            line += f"; adds {(added[name] - gradients) / 2**30:.2f} GiB"
+            line += f"; FVU {found[name][0]:.4f} to {found[name][-1]:.4f}"
+        print(f"  {name:20} {line}", flush=True)
+
+
+def _events() -> tuple[Any, Any]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-sae", type=int, nargs="+", default=[12288, 24576])
+    parser.add_argument("--d-sae", type=int, nargs="+", help="12288 and 24576 by default, on a GPU 65536")
     parser.add_argument("-k", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="highest", choices=["highest", "high"], help="high: TF32, on a GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", nargs="*", default=["all"], choices=["all", *PEERS])
     parser.add_argument("--wide", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.device == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("no CUDA GPU is present: --device cuda measures nothing here")
+        torch.set_float32_matmul_precision(given.precision)
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {triton_latents.missing() or 'Triton'}")
+        print(f"d_in {D_IN}, k {given.k}, batch {BATCH}, float32, products of {given.precision} precision")
+        for d_sae in given.d_sae or [65_536]:
+            print(f"d_sae {d_sae}")
+            on_gpu(d_sae, given.k, given.repeats)
+        return
     names = list(PEERS) if "all" in given.peers else given.peers
     print(f"d_in {D_IN}, k {given.k}, batch {BATCH}, float32, torch {torch.__version__} on {given.threads} thread(s)")
     print(f"{setting()}; torch's own product: {'MKL' if torch.backends.mkl.is_available() else 'OpenBLAS or Eigen'}")
     if given.wide:
         wide(131_072, given.k)
         return
-    for d_sae in given.d_sae:
+    for d_sae in given.d_sae or [12288, 24576]:
         print(f"d_sae {d_sae}")
         compare(d_sae, given.k, names, given.repeats)
         nested(d_sae, given.repeats)

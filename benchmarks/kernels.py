@@ -9,6 +9,7 @@ rotated where ``batch`` is 1: enough copies that together they do not fit in the
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -267,7 +268,7 @@ def against(found, rates, threads):
             if asked is None:
                 continue
             reached, most = dense / spent[0], dense / limit(way, sparsity, size, rates)
-            word = "met" if reached >= asked else "missed" if most >= asked else "missed; above the bound"
+            word = "met" if reached >= asked else "missed" if most >= asked else "missed: the bound forbids it"
             yield (f"| {label} | {100 * sparsity:.0f} % | {way} | {asked}x | {reached:.2f}x | {most:.1f}x | {word} |")
         if label == TRAINING and "sparseprop" in one:
             ratio = one["sparseprop"][0] / one["SparseLinear"][0]
@@ -362,6 +363,7 @@ def page(threads, repeats, only):
         torch.set_num_threads(n)
         with threadpool_limits(n, user_api="blas"):
             for label, sparsity, spent, size in measurements(n, repeats, only):
+                print(f"{n} threads: {label}, {100 * sparsity:.0f} %", file=sys.stderr, flush=True)
                 found.setdefault((label, sparsity), {})[n] = size, spent
     yield from ["", "## What was asked for", "", *against(found, rates, threads)]
     yield from ["", "## Every product", "", *table(found, rates, threads)]

@@ -294,13 +294,7 @@ def nmg_product(
     x = _dense("x", x, rows if turned else columns, kind)
     threads = _threads(n_threads)
     if CHOICE.module is None:
-        dense = np.zeros((chunks, blocks, seats, m), kind)
-        seated = np.zeros((chunks, blocks, seats, m), kind)
-        np.put_along_axis(seated, np.broadcast_to(place, value.shape).astype(np.int64), value, axis=3)
-        np.put_along_axis(dense, row.astype(np.int64)[..., None], seated, axis=2)
-        dense = dense.transpose(0, 2, 1, 3).reshape(rows, columns)
-        out = dense.T @ x if turned else dense @ x
-        return out if bias is None else out + bias[:, None]
+        return _nmg_reference(row, np.arange(blocks)[:, None, None] * m + place, value, x, bias, columns, turned)
     seat = np.argsort(row, axis=-1).astype(np.uint16) if seat is None else seat
     out = np.empty((columns if turned else rows, x.shape[1]), kind)
     CHOICE.module.nmg_product(
@@ -308,6 +302,26 @@ def nmg_product(
         turned, threads,
     )  # fmt: skip
     return out
+
+
+def _nmg_reference(
+    row: np.ndarray, column: np.ndarray, value: np.ndarray, x: np.ndarray, bias: Any, columns: int, turned: bool
+) -> np.ndarray:  # fmt: skip
+    """Over stored entries; ``column`` ``[blocks, seats, n]``."""
+    chunks, _, seats, _ = value.shape
+    row = row.astype(np.int64)
+    if turned:
+        seated = np.take_along_axis(x.reshape(chunks, 1, seats, x.shape[1]), row[..., None], axis=2)
+        out = np.zeros((columns, x.shape[1]), x.dtype)
+        np.add.at(out, column, np.einsum("cjsn,cjsb->jsnb", value, seated))
+        return out
+    sums = np.einsum("cjsn,jsnb->cjsb", value, x[column])
+    out = (
+        np.take_along_axis(sums, np.argsort(row, axis=-1)[..., None], axis=2)
+        .sum(axis=1)
+        .reshape(chunks * seats, x.shape[1])
+    )
+    return out if bias is None else out + bias[:, None]
 
 
 def turn(x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
