@@ -159,7 +159,7 @@ def nested_gradient(
 def check_indices(indices: Int[Tensor, "rows k"], m: int) -> None:
     """Refuses an index that is no row; a kernel would read beside the dictionary."""
     if indices.numel():
-        low, high = (int(end) for end in indices.aminmax())
+        low, high = torch.stack(indices.aminmax()).tolist()
         if low < 0 or high >= m:
             raise InputError(f"indices: got {low} to {high}, want latents from 0 to {m - 1}")
 
