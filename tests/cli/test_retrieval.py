@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(corpus, capsys):
         (["index", str(corpus / "none.jsonl"), "--out", "x"], "FILE:"),
         (["index", str(corpus / "queries.tsv"), "--out", "x"], "line 1 is no JSON object"),
         (["index", str(corpus / "corpus.jsonl"), "--out", "x", "--form", "splade"], "--form: got 'splade'"),
-        (["index", str(corpus / "corpus.jsonl"), "--out", "x", "--order", "best"], "order: got 'best'"),
+        (["index", str(corpus / "corpus.jsonl"), "--out", str(corpus / "new"), "--order", "best"], "order: got 'best'"),
         (["search", str(corpus)], "manifest.json"),
         (["search", str(corpus), "a", "--queries", "b"], "--queries: got a query beside it"),
     ):
@@ -83,3 +83,4 @@ def test_mistakes_are_one_line(corpus, capsys):
         assert error.startswith("ellzero: ")
         assert message in error
         assert error.count("\n") == 1
+    assert not (corpus / "new").exists()

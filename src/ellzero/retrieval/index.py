@@ -116,6 +116,8 @@ class ImpactIndex:
         checked_shift(block_size)
         if scale is not None:
             check("scale", scale, above=0, below=np.inf)
+        if isinstance(order, str):
+            check_choice("order", order, ["none", "bp"])
         home = None if path is None else index_home(path)
         if hasattr(X, "shape"):
             matrix = as_matrix("X", X)
