@@ -230,6 +230,15 @@ def test_an_index_beside_the_dictionary_is_refused(loops):
             decode_rows(torch.ones(1, 1, device=WHERE), torch.full((1, 1), index, device=WHERE), W)
 
 
+@pytest.mark.parametrize("ends", [[2, 1], [5], [-1]])
+def test_levels_beside_the_code_are_refused(loops, ends):
+    values, indices = torch.ones(2, 4, device=WHERE), torch.zeros(2, 4, dtype=torch.int64, device=WHERE)
+    with pytest.raises(InputError, match=r"ends: got .*, want numbers that rise within 0 to 4"):
+        nested_rows(
+            values, indices, torch.ones(3, 5).to(WHERE), torch.ones(2, 5).to(WHERE), torch.tensor(ends).to(WHERE)
+        )
+
+
 def test_who_serves_which_tensor(monkeypatch):
     single, double = torch.ones(1), torch.ones(1, dtype=torch.float64)
     assert torch_latents._loops(single) is plain_latents

@@ -21,8 +21,8 @@ from ellzero.errors import InputError
 from ellzero.kernels import torch_ops
 
 __all__ = [
-    "GROUP", "accumulate", "best_groups", "check_indices", "decode", "encode", "nested_errors", "nested_gradient",
-    "rows_dot", "uses_by_latent",
+    "GROUP", "accumulate", "best_groups", "blocks", "check_ends", "check_indices", "decode", "encode", "kept_by_rule",
+    "nested_errors", "nested_gradient", "rows_dot", "uses_by_latent", "wide",
 ]  # fmt: skip
 
 GROUP = 64
@@ -162,6 +162,14 @@ def check_indices(indices: Int[Tensor, "rows k"], m: int) -> None:
         low, high = torch.stack(indices.aminmax()).tolist()
         if low < 0 or high >= m:
             raise InputError(f"indices: got {low} to {high}, want latents from 0 to {m - 1}")
+
+
+def check_ends(ends: Int64[Tensor, "rows levels"], k: int) -> None:
+    """Refuses levels that do not rise within the code."""
+    if ends.numel():
+        low, high, falls = torch.stack([*ends.aminmax(), (ends.diff(dim=1) < 0).any().long()]).tolist()
+        if low < 0 or high > k or falls:
+            raise InputError(f"ends: got {low} to {high}, want numbers that rise within 0 to {k}")
 
 
 def blocks(length: int, each: int) -> Iterator[slice]:

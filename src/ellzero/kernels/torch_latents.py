@@ -307,6 +307,7 @@ def _nested(values: Tensor, indices: Tensor, W: Tensor, target: Tensor, ends: Te
         )
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
     plain_latents.check_indices(indices, W.shape[0])
+    plain_latents.check_ends(ends, values.shape[1])
     return plain_latents.nested_errors(values, indices, W, target, ends)
 
 
