@@ -1,14 +1,21 @@
-"""The loops of ``triton_latents`` in Triton, which this module imports: so nobody but that one imports it, at need.
+"""The loops of ``triton_latents`` in Triton, imported by their first call.
 
 Lives here: what one program does. Does not live here: tensors, shapes and grids. Matrices are row-major; ``m`` rows of
 ``d`` columns are latents, ``rows`` of them are samples, ``k`` entries a sample make a code.
 """
 
-import triton
-import triton.language as tl
+from __future__ import annotations
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # every module can be imported; without Triton nobody calls these
+    jit = lambda loop: loop  # noqa: E731
+else:
+    jit = triton.jit
 
 
-@triton.jit
+@jit
 def product(x, W, bias, b, i, here, m, d, PRECISION: tl.constexpr, INPUTS: tl.constexpr, WIDEN: tl.constexpr):
     """``x[b] W[i]' + bias[i]`` for a list of rows and one of latents."""
     total = tl.full((b.shape[0], i.shape[0]), 0.0, tl.float32)
@@ -22,7 +29,7 @@ def product(x, W, bias, b, i, here, m, d, PRECISION: tl.constexpr, INPUTS: tl.co
     return total + tl.load(bias + i, mask=i < m, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@jit
 def keyed(pre, stored, ABSOLUTE: tl.constexpr):
     """int32 that sort as the numbers do, NaN and what is not stored below everything."""
     rank = tl.abs(pre) if ABSOLUTE else pre
@@ -30,7 +37,7 @@ def keyed(pre, stored, ABSOLUTE: tl.constexpr):
     return tl.where((rank == rank) & stored, bits ^ ((bits >> 31) & 0x7FFFFFFF), -0x80000000)
 
 
-@triton.jit
+@jit
 def maxima(
     x, W, bias, out, rows, m, d, groups, ABSOLUTE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     LATENTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
@@ -45,7 +52,7 @@ def maxima(
     tl.store(out + b[:, None] * groups + g[None, :], packed, mask=(b < rows)[:, None] & (g < groups)[None, :])
 
 
-@triton.jit
+@jit
 def candidates(
     x, W, bias, order, starts, tiles, group_of, out, groups, kept, m, d, ABSOLUTE: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
@@ -65,7 +72,7 @@ def candidates(
         tl.store(out + pair[:, None] * GROUP + tl.arange(0, GROUP)[None, :], packed, mask=here[:, None])
 
 
-@triton.jit
+@jit
 def decoded(
     values, indices, W, out, rows, k, d, ROWS: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -85,7 +92,7 @@ def decoded(
     tl.store(to, tl.sum(total, 1).to(out.dtype.element_ty), mask=(b < rows)[:, None] & (c < d)[None, :])
 
 
-@triton.jit
+@jit
 def dotted(
     indices, W, x, out, rows, k, d, ROWS: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -104,7 +111,7 @@ def dotted(
     tl.store(out + b[:, None] * k + j[None, :], tl.sum(total, 2).to(out.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@jit
 def accumulated(
     coefficients, order, starts, x, out, sums, m, k, d, ROWS: tl.constexpr, ENTRIES: tl.constexpr,
     COLUMNS: tl.constexpr,
