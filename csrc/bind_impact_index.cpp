@@ -1,4 +1,4 @@
-// ImpactLists, impact_encode, impact_decode, impact_search: see impact_index.hpp.
+// ImpactLists, impact_encode, impact_decode, impact_search: see impact_lists.hpp and impact_index.hpp.
 #include <atomic>
 #include <mutex>
 #include <string>

@@ -2,7 +2,7 @@
 
 Lives here: the format of the lists, their encoding, decoding and search on raw arrays, and the plain references. Does
 not live here: quantisation, document ids, files (``layouts.inverted``, the retrieval wing), the loops
-(``csrc/impact_index.hpp``).
+(``csrc/impact_lists.hpp``).
 
 The format. Documents 0, 1, ... stand in blocks of ``2^shift``, and 64 blocks make a window. A term's list is *short*
 (``form`` 0): uint32 documents, then uint8 impacts; or *dense*: the largest impact of each window, then the size of each
