@@ -222,7 +222,7 @@ def _butterfly_net(inputs, hidden, density, block):
 def test_a_butterfly_net_trains_as_well_as_dense_at_under_a_third_of_the_weights():
     """1024-512-512-10 on 10,000 MNIST digits padded to 32 x 32, 30 % of the weights, three seeds.
 
-    Each takes the best of four rates at half of the steps, by training rows held out. Fourteen runs of some ten seconds:
+    Each takes the best of four rates at half of the steps, by training rows held out. Fourteen runs of ten seconds:
     with fewer steps neither has converged, and with fewer seeds half a point is within the draws.
     """
     why = sets.missing("networks/mnist-t10k-images-idx3-ubyte.gz", "networks/mnist-t10k-labels-idx1-ubyte.gz")
