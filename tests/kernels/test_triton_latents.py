@@ -268,7 +268,9 @@ for name, constants in {
         for each in loop.arg_names
     }
     given = {(loop.arg_names.index(each),): value for each, value in constants.items()}
-    assert triton.compile(ASTSource(loop, kinds, given), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+    for capability in (80, 90):
+        source = ASTSource(loop, kinds, given)
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 print("compiled")
 """
 
