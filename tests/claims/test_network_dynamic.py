@@ -3,9 +3,9 @@
 The bed is that of ``network_bed``; the learning rate 0.2 is the best of three for RigL, SET and static masks there
 (``test_network``), and all recipes here share it.
 
-Measured on the small digits, 2 seeds, accuracy in %: at 3 %, SRigL 82.5 +- 3.0 against 57.6 +- 6.2 with its fan-in
-static (RigL, 3 seeds, 92.7: at fan-ins of one or two the constraint does cost); sparse momentum 92.7, SET 74.8;
-AC/DC 93.1 against static 64.4. At 5 %, exploration covers 0.150 of the weights against RigL's 0.116.
+Measured on the small digits, 3 seeds, accuracy in %: at 3 %, SRigL 83.4 against 57.6 +- 6.2 (2 seeds) with its fan-in
+static (RigL 92.7: at fan-ins of one or two the constraint does cost), at 10 % 95.8 (RigL 95.7); sparse momentum 92.7,
+SET 74.8; AC/DC 93.1 against static 64.4. At 5 %, exploration covers 0.150 of the weights against RigL's 0.116.
 On MNIST at 1 %, 2 seeds: exploration with c = 0 (RigL), 3, 10, 30: 89.97 +- 0.48, 90.33, 89.75, 89.78; coverage 0.036,
 0.040, 0.048, 0.059.
 """
@@ -21,7 +21,7 @@ import torch
 from ellzero.network.dynamic import ac_dc, dst_ee, sparse_momentum, srigl
 from ellzero.network.moves import within_layers
 from ellzero.network.recipes import dense, rigl, set_, static
-from tests.claims.network_bed import mnist_bed, run, small_bed, spread
+from tests.claims.network_bed import fit, mnist_bed, run, small_bed, spread
 
 
 def over(bed, recipe, seeds, **options):
@@ -100,10 +100,12 @@ def test_constant_fan_in_costs_rigl_little_at_98_percent():
     found = told({
         "RigL": over(bed, lambda seed: rigl(0.02, every=20, seed=seed), 3),
         "SRigL": over(bed, lambda seed: srigl(0.02, every=20, seed=seed), 3),
+        "SRigL, little ablation": over(bed, lambda seed: srigl(0.02, every=20, seed=seed, gamma=0.3), 3),
         "SRigL without ablation": over(bed, lambda seed: srigl(0.02, every=20, seed=seed, gamma=0.0), 3),
         "static constant fan-in": over(bed, lambda seed: srigl(0.02, until=0.0, seed=seed), 3),
     })  # fmt: skip
     print("SRigL - RigL:", spread(found["SRigL"] - found["RigL"]))
+    assert (found["SRigL"] - found["RigL"]).mean() > -0.5
     assert (found["SRigL"] - found["static constant fan-in"]).mean() > 0.5
 
 

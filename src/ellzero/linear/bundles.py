@@ -57,7 +57,7 @@ class CrossValidation(NamedTuple):
 
 
 @register(kind="solver", wing="linear", id="S170", source="arXiv:1307.8430",
-          claim="related elastic nets solved together look at the data far less often than one-by-one fits")  # fmt: skip
+          claim="related elastic nets solved together look at the data far less often than one by one")  # fmt: skip
 def fit_bundle(
     X: Any,
     targets: Any,

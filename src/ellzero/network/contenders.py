@@ -73,7 +73,7 @@ def recipe_methods(training: Mapping[str, Any] = SGD, linear: bool = True) -> di
         RecipeMethod("static-uniform", static, {"allocation": "uniform"}),
         RecipeMethod("dst-ee", dst_ee, {**moved, "c": 10.0}, {**_DRAWN, "c": (1.0, 10.0, 100.0)}),
         RecipeMethod("sparse-momentum", sparse_momentum, {"drop": 0.5, "until": 0.75}, _DRAWN),
-        RecipeMethod("srigl", srigl, {**moved, "gamma": 0.3}, {**_DRAWN, "gamma": (0.0, 0.3, 0.9)}),
+        RecipeMethod("srigl", srigl, {**moved, "gamma": None}, {**_DRAWN, "gamma": (None, 0.3, 0.6)}),
         RecipeMethod("ac-dc", ac_dc, {"dense": 0.1, "phases": 8, "until": 0.85},
                      {"phases": (4, 8), "until": (0.7, 0.85)}),
         RecipeMethod("hyper-sparse", hyper_sparse, {"strength": 1e-3, "growth": 1.2, "begin": 0.2, "end": 0.6},
