@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from ellzero.network.dynamic import ac_dc, dst_ee, sparse_momentum, srigl
+from ellzero.network.dynamic import ac_dc, dst_ee, sparse_momentum, srigl, undertraining_report
 from ellzero.network.moves import within_layers
 from ellzero.network.recipes import dense, rigl, set_, static
 from tests.claims.network_bed import fit, mnist_bed, run, small_bed, spread
