@@ -43,7 +43,9 @@ from ellzero.solvers import coordinate_descent
 L1 = penalties.L1(1.0)
 LIMIT = 60 if "--small" in sys.argv else 300  # seconds after which celer does not begin another alpha
 LOOK = "bound: one product X'r per alpha"
-OTHERS = ("sparse_bayes.py kronecker", "sparse_bayes.py messages", "bundles.py")
+OTHERS = (
+    "sparse_bayes.py kronecker", "sparse_bayes.py messages", "bundles.py cv", "bundles.py permutations --repeats 1",
+)  # fmt: skip
 GLMNET = """
 suppressMessages({library(Matrix); library(glmnet)})
 folder <- commandArgs(TRUE)[1]
