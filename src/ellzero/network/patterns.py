@@ -119,7 +119,7 @@ def decaying_mask(
 
 @register(
     kind="recipe", wing="network", id="S038", source="arXiv:2402.04744", extra="torch",
-    example=lambda: pattern_staircase(1, 16), claim="coarser patterns first end above SR-STE at 1:16",
+    example=lambda: pattern_staircase(1, 16), claim="coarser patterns first end near SR-STE at 1:16",
 )  # fmt: skip
 def pattern_staircase(
     n: int = 1, m: int = 16, *, variant: str = "stepwise", dense: float = 0.05, tune: float = 0.15,
@@ -131,6 +131,9 @@ def pattern_staircase(
     that shrink at the same density, ``8n : 8m``, ``4n : 4m``, ``2n : 2m``, ``n : m``. Each lasts as long as the others,
     between the first ``dense`` and the last ``tune`` of the run, which trains on under ``n : m``. Dropped weights keep
     their value underneath; ``gradient="scaled"`` gives them no derivative, ``"ste"`` all of it.
+
+    Published to end above SR-STE at 1:16; on MNIST it did not: 92.7 against 93.1 % (three seeds, each at the better of
+    its learning rates).
     """
     _pattern(n, m)
     check_choice("variant", variant, ("stepwise", "geometric"))
