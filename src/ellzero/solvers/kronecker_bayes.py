@@ -33,7 +33,7 @@ class KroneckerBayes(SparseBayes):
 def along(x: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """``x`` with its i-th axis multiplied by the i-th matrix: the Kronecker product of all, at the cost of each."""
     for matrix in matrices:  # each turn consumes the first axis and puts the new one last
-        x = np.tensordot(x, matrix, axes=(0, 1))
+        x = (x.reshape(len(x), -1).T @ matrix.T).reshape(*x.shape[1:], len(matrix))
     return x
 
 
@@ -64,23 +64,30 @@ class KroneckerPosterior:
             active = np.flatnonzero(factor)
             root = np.sqrt(factor[active])
             chosen = matrix[:, active] * root
-            value, vector = eigh(chosen @ chosen.conj().T, check_finite=False)
+            value, vector = np.linalg.eigh(chosen @ chosen.conj().T)
             values.append(np.maximum(value, 0))
             vectors.append(vector)
             loads.append(vector.conj().T @ chosen)
             roots.append((active, root))
         power = product(values)
+        level = power + noise
         rotated = along(self.y, [vector.conj().T for vector in vectors])
-        inside = np.ix_(*(active for active, _ in roots))
-        shape = tuple(len(factor) for factor in factors)
-        mean, gain = np.zeros(shape, rotated.dtype), np.zeros(shape)
-        weighted = rotated / (power + noise)
-        mean[inside] = along(weighted, [load.conj().T for load in loads]) * product([root for _, root in roots])
-        gain[inside] = np.clip(along(1 / (power + noise), [abs(load.T) ** 2 for load in loads]), 0, 1)
+        weighted = rotated / level
+        mean = along(weighted, [load.conj().T for load in loads]) * product([root for _, root in roots])
+        gain = np.clip(along(1 / level, [abs(load.T) ** 2 for load in loads]), 0, 1)
+        if mean.size < math.prod(len(factor) for factor in factors):
+            inside = np.ix_(*(active for active, _ in roots))
+            mean, gain = (_placed(part, inside, [len(factor) for factor in factors]) for part in (mean, gain))
         fitted = along(weighted * power, vectors)
-        misfit = float(np.log(power + noise).sum() + np.sum(abs(rotated) ** 2 / (power + noise)))
+        misfit = float(np.log(level).sum() + np.sum(abs(rotated) ** 2 / level))
         gamma = product(factors).ravel()
         return Moments(mean.ravel(), gamma * (1 - gain.ravel()), gain.ravel(), fitted.ravel(), misfit)
+
+
+def _placed(part: np.ndarray, inside: tuple[np.ndarray, ...], shape: list[int]) -> np.ndarray:
+    whole = np.zeros(shape, part.dtype)
+    whole[inside] = part
+    return whole
 
 
 def _scaled(factors: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
