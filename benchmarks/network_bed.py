@@ -19,18 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ellzero.network.recipes import dense, gmp, rigl, set_, static
-from tests.claims.network_bed import mnist_bed, run, spread
-
-METHODS = {
-    "dense": lambda seed: dense(),
-    "gradual magnitude": lambda seed: gmp(0.02, every=20),
-    "RigL": lambda seed: rigl(0.02, every=20, seed=seed),
-    "SET": lambda seed: set_(0.02, every=20, seed=seed),
-    "static ERK": lambda seed: static(0.02, seed=seed),
-    "static uniform": lambda seed: static(0.02, allocation="uniform", seed=seed),
-}
-
+from tests.claims.network_bed import METHODS, mnist_bed, run, spread
 
 bed = cache(mnist_bed)
 

@@ -18,12 +18,23 @@ from torch import nn
 from ellzero.data import sets
 from ellzero.models.mlp import MLPConfig
 from ellzero.network.frontier import accuracy
+from ellzero.network.recipes import dense, gmp, rigl, set_, static
 from ellzero.network.sparsifier import Report, Sparsifier
 from ellzero.parts.schedules import Cosine
 from ellzero.rng import rng
 from ellzero.training import losses
 from ellzero.training.loop import Batches, train
 from ellzero.training.threads import threads_for
+
+# At 2 % of the weights, by seed.
+METHODS = {
+    "dense": lambda seed: dense(),
+    "gmp": lambda seed: gmp(0.02, every=20),
+    "rigl": lambda seed: rigl(0.02, every=20, seed=seed),
+    "set": lambda seed: set_(0.02, every=20, seed=seed),
+    "static erk": lambda seed: static(0.02, seed=seed),
+    "static uniform": lambda seed: static(0.02, allocation="uniform", seed=seed),
+}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def maxima(
     x, W, bias, out, rows, m, d, groups, ABSOLUTE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     LATENTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
+    """The largest pre-activation of each group of latents, packed with the group's number, for ROWS of the rows."""
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     i = tl.program_id(1).to(tl.int64) * LATENTS + tl.arange(0, LATENTS)
     pre = product(x, W, bias, b, i, b < rows, m, d, PRECISION, INPUTS, WIDEN)

@@ -147,7 +147,7 @@ def layers_of(model: nn.Module) -> dict[str, VariationalLinear | VariationalConv
 @register(
     kind="model", wing="network", id="S160", source="arXiv:2402.11025", extra="torch",
     example=lambda: sparse_variational(nn.Sequential(nn.Linear(6, 4)), 0.5),
-    claim="at a twentieth of the weights, as accurate as a deterministic sparse network and better calibrated",
+    claim="at a twentieth of the weights, within a point of a dense variational network, better calibrated than RigL",
 )  # fmt: skip
 def sparse_variational(
     model: nn.Module, density: float = 0.1, *, allocation: Any = "erk", sigma: float = 1e-2, seed: int = 0,
