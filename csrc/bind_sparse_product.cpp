@@ -2,8 +2,7 @@
 #include <string>
 
 #include "arrays.hpp"
-#include "sparse_product.hpp"
-#include "turn.hpp"
+#include "batch_product.hpp"
 
 namespace nb = nanobind;
 using namespace ellzero;
@@ -106,19 +105,21 @@ void product(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handl
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
 }
 
-// The product for arrays that are as they should be, x being a vector or [columns, batch]; false and nothing done for
-// others. Small products would spend most of their time in words about arguments.
+// The product for arrays that are as they should be, x being a vector or [columns, batch], or [batch, columns] where
+// `by_rows`; false and nothing done for others. Small products would spend most of their time in words about arguments.
 bool quick(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle out_, nb::handle scale_,
-           nb::handle bias_, std::int64_t tile, int n_threads) {
+           nb::handle bias_, std::int64_t tile, int n_threads, bool by_rows) {
     using Any = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
     Any value, x, row[2];
     nb::ndarray<nb::c_contig, nb::device::cpu> out;
     if (!nb::try_cast(x_, x, false) || !nb::try_cast(value_, value, false) || !nb::try_cast(out_, out, false)) return false;
     if (x.ndim() < 1 || x.ndim() > 2 || out.ndim() != x.ndim() || value.ndim() != 2) return false;
-    const std::int64_t batch = x.ndim() == 1 ? 1 : x.shape(1), rows = pattern.rows();
-    if (std::int64_t(x.shape(0)) != pattern.columns || std::int64_t(out.shape(0)) != rows || out.dtype() != x.dtype() ||
-        (x.ndim() == 2 && std::int64_t(out.shape(1)) != batch) || std::int64_t(value.shape(0)) != pattern.entries() ||
-        std::int64_t(value.shape(1)) != pattern.group)
+    if (by_rows && !pattern.order.empty()) return false;
+    const std::size_t features = by_rows ? x.ndim() - 1 : 0;  // the axis of each
+    const std::int64_t batch = x.ndim() == 1 ? 1 : x.shape(1 - features), rows = pattern.rows();
+    if (std::int64_t(x.shape(features)) != pattern.columns || std::int64_t(out.shape(features)) != rows ||
+        out.dtype() != x.dtype() || (x.ndim() == 2 && std::int64_t(out.shape(1 - features)) != batch) ||
+        std::int64_t(value.shape(0)) != pattern.entries() || std::int64_t(value.shape(1)) != pattern.group)
         return false;
     for (int i = 0; i < 2; ++i) {
         nb::handle given = i == 0 ? scale_ : bias_;
@@ -139,9 +140,13 @@ bool quick(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle 
                 scale_.is_none() ? nullptr : data(row[0]), bias_.is_none() ? nullptr : data(row[1]), pattern.columns,
                 pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block,
                 pattern.order.empty() ? nullptr : pattern.order.data()};
+            T *to = static_cast<T *>(out.data());
             with_group(pattern.group, [&](auto r) {
-                sparse_product<decltype(r)::value>(w, data(x), batch, static_cast<T *>(out.data()), batch,
-                                                   tile > 0 ? tile : batch, n_threads);
+                constexpr int R = decltype(r)::value;
+                if (by_rows && batch > 1)
+                    batch_product<R>(w, data(x), batch, to, n_threads);
+                else
+                    sparse_product<R>(w, data(x), batch, to, batch, tile > 0 ? tile : batch, n_threads);
             });
         };
         pattern.is_narrow() ? over(pattern.narrow.data()) : over(pattern.wide.data());
@@ -187,7 +192,8 @@ template <class T> void turned(nb::handle x_, nb::handle out_, int n_threads) {
     auto out = take<T, 2>(out_, "out");
     want(out.shape(0) == x.shape(1) && out.shape(1) == x.shape(0), "out: want the axes of x, exchanged");
     nb::gil_scoped_release unlocked;
-    turn(x.data(), std::int64_t(x.shape(0)), std::int64_t(x.shape(1)), out.data(), n_threads);
+    const std::int64_t rows = x.shape(0), columns = x.shape(1);
+    turn(x.data(), rows, columns, columns, out.data(), rows, n_threads);
 }
 
 }  // namespace
@@ -197,8 +203,9 @@ void bind_sparse_product(nb::module_ &m) {
         .def("__init__", &make, nb::arg("ptr"), nb::arg("index"), nb::arg("group"), nb::arg("columns"),
              nb::arg("order").none() = nb::none())
         .def("quick", &quick, nb::arg("value"), nb::arg("x"), nb::arg("out"), nb::arg("scale").none(),
-             nb::arg("bias").none(), nb::arg("tile"), nb::arg("n_threads"),
-             "sparse_product for arrays that fit, x a vector or [columns, batch]; False, and nothing done, for others.");
+             nb::arg("bias").none(), nb::arg("tile"), nb::arg("n_threads"), nb::arg("by_rows") = false,
+             "sparse_product for arrays that fit, x a vector or [columns, batch], or [batch, columns] where by_rows;\n"
+             "False, and nothing done, for others.");
     m.def(
         "sparse_product",
         [](const Pattern &pattern, nb::handle value, nb::handle x, nb::handle out, nb::handle scale, nb::handle bias,

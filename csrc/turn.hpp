@@ -31,25 +31,38 @@ template <> inline void turn_tile(const float *from, std::int64_t stride, float 
 }
 #endif
 
-// out [columns, rows] = the transpose of x [rows, columns].
-template <class T> void turn(const T *x, std::int64_t rows, std::int64_t columns, T *out, int asked) {
+// The columns [from, to) of x [rows, columns] turned: to them belong the rows [from, to) of out. Rows of x are `stride`
+// apart and those of out `out_stride`.
+template <class T>
+void turn_columns(const T *x, std::int64_t rows, std::int64_t stride, std::int64_t from, std::int64_t to, T *out,
+                  std::int64_t out_stride) {
     auto corner = [=](std::int64_t i, std::int64_t i_end, std::int64_t j, std::int64_t j_end) {
         for (; i < i_end; ++i)
-            for (std::int64_t c = j; c < j_end; ++c) out[c * rows + i] = x[i * columns + c];
+            for (std::int64_t c = j; c < j_end; ++c) out[c * out_stride + i] = x[i * stride + c];
     };
     constexpr std::int64_t line = 64 / sizeof(T);  // of x, taken whole
-    const std::int64_t strips = (columns + line - 1) / line, whole = rows / 8 * 8;
-    in_parts(strips, std::min<std::int64_t>(threads_for(rows * columns, asked, 1 << 18), strips ? strips : 1),
-             [&](std::int64_t from, std::int64_t to) {
-                 for (std::int64_t s = from; s < to; ++s) {
-                     const std::int64_t j = s * line, end = std::min(j + line, columns), full = j + (end - j) / 8 * 8;
-                     for (std::int64_t i = 0; i < whole; i += 8) {
-                         for (std::int64_t c = j; c < full; c += 8) turn_tile(x + i * columns + c, columns, out + c * rows + i, rows);
-                         corner(i, i + 8, full, end);
-                     }
-                     corner(whole, rows, j, end);
-                 }
-             });
+    const std::int64_t whole = rows / 8 * 8;
+    for (std::int64_t j = from; j < to; j += line) {
+        const std::int64_t end = std::min(j + line, to), full = j + (end - j) / 8 * 8;
+        for (std::int64_t i = 0; i < whole; i += 8) {
+            for (std::int64_t c = j; c < full; c += 8)
+                turn_tile(x + i * stride + c, stride, out + c * out_stride + i, out_stride);
+            corner(i, i + 8, full, end);
+        }
+        corner(whole, rows, j, end);
+    }
+}
+
+// The same with threads, each taking whole lines of x.
+template <class T>
+void turn(const T *x, std::int64_t rows, std::int64_t columns, std::int64_t stride, T *out, std::int64_t out_stride,
+          int asked) {
+    constexpr std::int64_t line = 64 / sizeof(T);
+    const std::int64_t lines = (columns + line - 1) / line;
+    const int threads = static_cast<int>(std::min<std::int64_t>(threads_for(rows * columns, asked, 1 << 18), std::max<std::int64_t>(lines, 1)));
+    in_parts(lines, threads, [&](std::int64_t from, std::int64_t to) {
+        turn_columns(x, rows, stride, from * line, std::min(to * line, columns), out, out_stride);
+    });
 }
 
 }  // namespace ellzero

@@ -88,12 +88,13 @@ def mnist_bed() -> Bed:
 def fit(
     bed: Bed, recipe: Any, seed: int, lr: float = 0.1, *, model: nn.Module | None = None, steps: int | None = None,
     masks: Mapping[str, torch.Tensor] | None = None, within: Mapping[str, torch.Tensor] | None = None,
-    weight_decay: float = 1e-4,
+    weight_decay: float = 1e-4, fused: bool = False,
 ) -> tuple[nn.Module, Report]:  # fmt: skip
-    """One training run: the model, sparse where the recipe says, and its report."""
+    """One training run: the model, sparse where the recipe says, and its report. ``fused`` is torch's fused SGD."""
     model = bed.model(seed) if model is None else model
     steps = bed.steps if steps is None else steps
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    rates = {"lr": lr, "momentum": 0.9, "weight_decay": weight_decay}
+    optimizer = torch.optim.SGD(model.parameters(), **rates, fused=fused or None)
     sparsifier = Sparsifier(model, recipe, optimizer=optimizer, steps=steps, masks=masks, within=within)
     with threads_for(0):
         train(model, losses.classification, bed.batches(seed), optimizer=optimizer, steps=steps,

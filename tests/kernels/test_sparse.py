@@ -43,6 +43,27 @@ def dense(pattern, value):
 
 
 @pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int8, np.uint16])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("columns", [37, 700])  # as one, and block by block
+def test_a_layer_is_the_product_of_rows(group, kind, batch, columns):
+    pattern, g = draw(batch, 5 * group, columns, group)
+    value = g.integers(-9, 9, (len(pattern.index), group)).astype(kind if kind is not np.uint16 else np.float32)
+    value = narrowed(value) if kind is np.uint16 else value
+    wide = np.float64 if kind is np.float64 else np.float32
+    x = g.standard_normal((batch, columns)).astype(wide)
+    bias, scale = (g.standard_normal(5 * group).astype(wide) for _ in range(2))
+    W = dense(pattern, value).astype(wide)
+    out = pattern.layer(value, x, bias=bias, scale=scale, n_threads=1)
+    assert out.flags.c_contiguous
+    np.testing.assert_allclose(out, (x @ W.T) * scale + bias, rtol=1e-3, atol=1e-3)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(pattern.layer(value, x, bias=bias, scale=scale, n_threads=threads), out)
+    with pytest.raises(InputError, match="x"):
+        pattern.layer(value, x[:, 1:])
+
+
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_products_and_gradients_are_the_dense_ones(group, kind, batch):

@@ -155,10 +155,66 @@ def test_the_operators_hold_to_their_fakes():
     value = torch.randn(len(pattern.index), 4, requires_grad=True)
     x, bias = torch.randn(8, 3, requires_grad=True), torch.randn(8, requires_grad=True)
     torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, x, bias, 8))
-    image = torch.randn(2, 2, 5, 4)
-    torch.library.opcheck(
-        torch.ops.ellzero.stored_slide.default, (stored.handle, value.detach(), image, None, 8, [2, 2], [1, 1])
-    )
+    rows = (stored.handle, value.detach(), x.detach().t().contiguous(), bias.detach(), 8)
+    torch.library.opcheck(torch.ops.ellzero.stored_layer.default, rows)
+    image, sizes = torch.randn(2, 2, 5, 4), ([2, 2], [1, 1], [1, 0])
+    for together in (False, True):
+        torch.library.opcheck(
+            torch.ops.ellzero.stored_slide.default, (stored.handle, value.detach(), image, None, 8, *sizes, together)
+        )
+
+
+@pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)
+@pytest.mark.parametrize("batch", [0, 1, 3, 17, 200])
+def test_inference_gives_what_training_gives_in_c_order(layout, options, batch):
+    torch.manual_seed(batch)
+    dense = pruned(nn.Linear(24, 16)).double()
+    sparse = SparseLinear.from_linear(dense, layout, **options)
+    x = torch.randn(batch, 24, dtype=torch.float64)
+    with torch.inference_mode():
+        for given in (x, x[:, :, None].expand(-1, -1, 2)[:, :, 0], x.t().contiguous().t()):
+            out = sparse(given)
+            assert out.is_contiguous()
+            torch.testing.assert_close(out, dense(given))
+    torch.testing.assert_close(sparse(x), dense(x))
+
+
+def test_inference_sees_values_that_were_changed_or_replaced():
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(24, 16)))
+    x = torch.randn(3, 24)
+
+    def check():
+        with torch.no_grad():
+            torch.testing.assert_close(sparse(x), x @ sparse.to_dense().T + sparse.bias)
+
+    check()
+    with torch.no_grad():
+        sparse.value.mul_(2)
+        check()
+        sparse.value.data = torch.randn_like(sparse.value)
+        check()
+        sparse.bias = nn.Parameter(torch.randn(16))
+        check()
+    sparse.load_state_dict(SparseLinear.from_linear(pruned(nn.Linear(24, 16), seed=3, density=0.6)).state_dict())
+    check()
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding": 1}, {"stride": 2, "padding": (0, 1)}, {"dilation": 2}], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", ["csr", "row-group", "condensed"])
+def test_many_small_images_are_taken_together(layout, kernel, settings, monkeypatch):
+    from ellzero.layouts import nn as modules
+    from ellzero.layouts import torch_ops
+
+    dense = pruned(nn.Conv2d(5, 8, kernel, **settings)).double()
+    sparse = SparseConv2d.from_conv(dense, layout)
+    x = torch.randn(7, 5, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), dense(x))
+        monkeypatch.setattr(torch_ops, "_TOGETHER", 1000)  # two images at a time, and one at the end
+        monkeypatch.setattr(modules, "_TOGETHER", 5 * kernel**2 * 63 * 2)
+        torch.testing.assert_close(sparse(x), dense(x))
+        assert sparse(x[:0]).shape == dense(x[:0]).shape
 
 
 @pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)

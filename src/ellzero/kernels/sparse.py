@@ -167,6 +167,29 @@ class Pattern:
         out = np.empty(size, x.dtype)
         return out if self._native.quick(value, x, out, scale, bias, tile, _threads(n_threads)) else None
 
+    def layer(
+        self, value: np.ndarray, x: np.ndarray, *, bias: np.ndarray | None = None, scale: np.ndarray | None = None,
+        n_threads: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """``x W' diag(scale) + bias``, ``[batch, rows]``: the product for a batch of rows, as layers have it.
+
+        Parameters
+        ----------
+        value, bias, scale : as for ``product``.
+        x : ``[batch, columns]``. Tiles of it are turned in a near cache: cheaper than turning all before and after.
+
+        Raises
+        ------
+        InputError : shapes or dtypes that do not fit.
+        """
+        if self._native is not None and type(x) is np.ndarray and x.ndim == 2 and self.order is None:
+            out = np.empty((len(x), self._rows), x.dtype)
+            if self._native.quick(value, x, out, scale, bias, 0, _threads(n_threads), True):
+                return out
+        return np.ascontiguousarray(
+            self.product(value, np.ascontiguousarray(x.T), bias=bias, scale=scale, n_threads=n_threads).T
+        )
+
     def slide(
         self, value: np.ndarray, x: np.ndarray, batch: int, *, bias: np.ndarray | None = None,
         n_threads: int | None = None,

@@ -17,6 +17,7 @@ import numpy as np
 
 from ellzero.errors import InputError, check_array, check_choice
 from ellzero.io import artefacts
+from ellzero.kernels.sparse import turn
 
 __all__ = ["DenseFallbackWarning", "Layout", "convert", "layouts", "load", "operator", "register_operator",
            "register_sparsifier", "sparsify"]  # fmt: skip
@@ -73,6 +74,12 @@ class Layout(ABC):
     @abstractmethod
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
         """``W x + bias`` for ``x`` ``[columns, batch]`` (or ``[columns]``): feature-major in and out."""
+
+    def layer(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
+        """``x W' + bias`` for a batch of rows ``[batch, columns]``, as layers have it."""
+        columns = x.T if len(x) == 1 else turn(x, n_threads=n_threads)
+        out = np.ascontiguousarray(self.matmul(columns, bias=bias, n_threads=n_threads))
+        return out.T if len(x) == 1 else turn(out, n_threads=n_threads)
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         """``W' x`` for ``x`` ``[rows, batch]`` (or ``[rows]``)."""

@@ -82,12 +82,12 @@ class Block(Layout):
     def matmul(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
         height, width = self.block
         x, vector = columns_first("x", x, self.shape[1], self.value.dtype)
-        slabs = x.reshape(-1, width, x.shape[1])
+        slabs = x.reshape(self.shape[1] // width, width, x.shape[1])
         out = np.zeros((self.shape[0] // height, height, x.shape[1]), x.dtype)
         for i, (low, high) in enumerate(zip(self.ptr[:-1], self.ptr[1:])):
             if high > low:
                 row = self.value[low:high].transpose(1, 0, 2).reshape(height, -1)
-                np.matmul(row, slabs[self.index[low:high]].reshape(-1, x.shape[1]), out=out[i])
+                np.matmul(row, slabs[self.index[low:high]].reshape((high - low) * width, x.shape[1]), out=out[i])
         out = out.reshape(self.shape[0], x.shape[1])
         if bias is not None:
             out += bias[:, None]

@@ -55,6 +55,9 @@ class _Stored(Layout):
         out = self.pattern.product(self.value, x, bias=bias, scale=self.scale, n_threads=n_threads)
         return out[:, 0] if vector else out
 
+    def layer(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
+        return self.pattern.layer(self.value, x, bias=bias, scale=self.scale, n_threads=n_threads)
+
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         x, vector = columns_first("x", x, self.shape[0], self.dtype)
         if self.scale is not None:

@@ -22,10 +22,13 @@ from ellzero.layouts.base import Layout
 from ellzero.layouts.condensed import Condensed
 from ellzero.layouts.device import product_on_device
 from ellzero.layouts.grouped import CSR, RowGroup
-from ellzero.layouts.torch_ops import Stored, product, slide, turn
+from ellzero.layouts.torch_ops import Stored, layer, product, slide, turn
 from ellzero.registry import register
 
 __all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
+
+# Images with fewer places than this are multiplied together, so many that they take this many numbers when unfolded.
+_SMALL, _TOGETHER = 256, 1 << 19
 
 
 def as_layout(weight: Tensor | np.ndarray, layout: str | Layout, **settings: Any) -> Layout:
@@ -114,19 +117,32 @@ class _Sparse(nn.Module):
         """``W x + bias`` for ``x`` ``[columns, batch]``."""
         if x.device.type != "cpu":
             return product_on_device(self._facts, self._tensors(), x, self.bias)
-        if not self._train_values:
-            return product(self._stored, None, x, self.bias)
-        if self._facts["layout"] != Condensed.name:
-            return product(self._stored, self.value, x, self.bias)
-        whole = self._stored.rows == self._facts["shape"][0]
-        bias = self.bias if whole or self.bias is None else self.bias[self.kept]
-        out = product(self._stored, self.value.reshape(-1, 1), x, bias)
-        if whole:
-            return out
+        if self._whole():
+            return product(self._stored, self._stored_values(), x, self.bias)
+        out = product(self._stored, self._stored_values(), x, None if self.bias is None else self.bias[self.kept])
         rest = x.new_zeros(self._facts["shape"][0], x.shape[1])
         if self.bias is not None:
             rest = rest + self.bias[:, None]
         return rest.index_copy(0, self.kept, out)
+
+    def _stored_values(self) -> Tensor | None:
+        """The values as the pattern has them, ``[entries, group]``; a layout has its own."""
+        if not self._train_values:
+            return None
+        return self.value.reshape(-1, 1) if self._facts["layout"] == Condensed.name else self.value
+
+    def _whole(self) -> bool:
+        """Whether the pattern has every row: the condensed layout leaves out those without inputs."""
+        return self._stored.rows == self._facts["shape"][0]
+
+    def _infers(self, x: Tensor) -> bool:
+        """Whether outputs alone are asked for, on the CPU: ways that have no gradient will do."""
+        if not x.is_cpu:
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        wanted = (x, self._parameters.get("value"), self.bias)
+        return not any(t is not None and t.requires_grad for t in wanted)
 
     def get_extra_state(self) -> Tensor:
         """What the arrays alone do not say, as JSON bytes."""
@@ -189,9 +205,20 @@ class SparseLinear(_Sparse):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise InputError(f"x: got shape {tuple(x.shape)}, want {self.in_features} along the last axis")
-        rows = x.reshape(-1, self.in_features)
-        out = self._apply_weight(rows.t().contiguous() if len(rows) == 1 else turn(rows))
-        return out.t().reshape(*x.shape[:-1], self.out_features)
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        if self._infers(x):
+            out = self._rows(rows)
+        else:
+            out = self._apply_weight(rows.t().contiguous() if len(rows) == 1 else turn(rows)).t()
+        return out if x.ndim == 2 else out.reshape(*x.shape[:-1], self.out_features)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The layer for ``[batch, in_features]``, without gradients."""
+        if self._whole():
+            return layer(self._stored, self._stored_values(), x, self.bias)
+        out = x.new_zeros(len(x), self.out_features) if self.bias is None else self.bias.repeat(len(x), 1)
+        some = None if self.bias is None else self.bias[self.kept]
+        return out.index_copy_(1, self.kept, layer(self._stored, self._stored_values(), x, some))
 
     def extra_repr(self) -> str:
         stored = self._stored.of
@@ -254,24 +281,45 @@ class SparseConv2d(_Sparse):
         ]
         if min(size) < 1:
             raise InputError(f"x: got an image of {tuple(x.shape[2:])}, which is smaller than the kernel")
-        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
+        plain = self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        small = len(x) > 1 and size[0] * size[1] < _SMALL and self._infers(x)
+        if small and (plain or not self._can_slide(x)):
+            return self._together(x, plain, size)
+        if plain:
             rows = [self._apply_weight(image.reshape(self.in_channels, -1)) for image in x]
         elif self._can_slide(x):
-            padded = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
-            return slide(self._stored, self.value, padded, self.bias, self.kernel_size, self.dilation)
+            sizes = self.kernel_size, self.dilation, self.padding
+            return slide(self._stored, self._stored_values(), x, self.bias, *sizes, small)
         else:
             columns = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
             rows = [self._apply_weight(image) for image in columns]
         whole = rows[0] if len(rows) == 1 else x.new_empty(0) if not rows else torch.stack(rows)
         return whole.reshape(len(x), self.out_channels, *size)
 
+    def _together(self, x: Tensor, plain: bool, size: list[int]) -> Tensor:
+        """Small images in one product, their places side by side, a few megabytes at a time."""
+        out = x.new_empty(len(x), self.out_channels, *size)
+        places = size[0] * size[1]
+        each = max(1, _TOGETHER // max(self._facts["shape"][1] * places, 1))
+        for at in range(0, len(x), each):
+            images = x[at : at + each]
+            if not plain:
+                images = self._windows(images, size)
+            columns = images.transpose(0, 1) if plain else images.permute(1, 4, 5, 0, 2, 3)
+            made = self._apply_weight(columns.reshape(self._facts["shape"][1], -1))
+            out[at : at + each] = made.view(self.out_channels, -1, *size).transpose(0, 1)
+        return out
+
+    def _windows(self, x: Tensor, size: list[int]) -> Tensor:
+        """What the kernel sees from every place, ``[n, channels, high, wide, height, width]``: a view of the padded."""
+        x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0])).contiguous()
+        n, channel, high, wide = x.stride()
+        strides = (n, channel, high * self.stride[0], wide * self.stride[1], high * self.dilation[0], wide * self.dilation[1])  # fmt: skip
+        return x.as_strided((len(x), self.in_channels, *size, *self.kernel_size), strides)
+
     def _can_slide(self, x: Tensor) -> bool:
-        if not self._train_values or self._facts["layout"] == Condensed.name or self.stride != (1, 1):
-            return False
-        if x.device.type != "cpu":
-            return False
-        wanted = (x, self.value, self.bias)
-        return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted))
+        known = self._train_values and self._facts["layout"] != Condensed.name
+        return known and self.stride == (1, 1) and self._infers(x)
 
     def extra_repr(self) -> str:
         return (

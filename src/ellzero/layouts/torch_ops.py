@@ -1,7 +1,7 @@
 """Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
 
-Lives here: ``Stored`` (a layout that operators can name), ``product``, ``slide`` and ``turn``. Does not live here:
-modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a
+Lives here: ``Stored`` (a layout that operators can name), ``product``, ``layer``, ``slide`` and ``turn``. Does not live
+here: modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a
 handle; the module that owns the layout keeps it alive.
 """
 
@@ -21,8 +21,10 @@ from ellzero.kernels.sparse import Pattern
 from ellzero.kernels.sparse import turn as turn_array
 from ellzero.layouts.base import Layout
 
-__all__ = ["Stored", "product", "slide", "turn"]
+__all__ = ["Stored", "layer", "plainly", "product", "slide", "turn"]
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TOGETHER = 1 << 18  # numbers of the images that are taken as one
 _ALIVE: weakref.WeakValueDictionary[int, Stored] = weakref.WeakValueDictionary()
 _NEXT = itertools.count()
 
@@ -35,6 +37,7 @@ class Stored:
         self.rows, self.columns = (of.rows, of.columns) if isinstance(of, Pattern) else of.shape
         self.handle = next(_NEXT)
         self._windows: dict[tuple[int, ...], Pattern] = {}
+        self._views: dict[str, tuple[int, np.ndarray]] = {}
         _ALIVE[self.handle] = self
 
     def __deepcopy__(self, memo: Any) -> Stored:
@@ -47,6 +50,17 @@ class Stored:
     def turned(self) -> Pattern:
         """The pattern of the transpose, for the values of this one; made when a gradient first asks for it."""
         return self.of.turned()
+
+    def view(self, name: str, tensor: Tensor) -> np.ndarray:
+        """A parameter as an array over the same memory, kept from call to call: a small layer's product takes less
+        time than to make one."""
+        at, kept = tensor.data_ptr(), self._views.get(name)
+        if kept is None or kept[0] != at or kept[1].shape != tensor.shape:
+            array = _array(tensor)
+            if array.ctypes.data != at:
+                return array  # a copy, since the tensor has another order
+            kept = self._views[name] = (at, array)
+        return kept[1]
 
     def windows(self, image: tuple[int, int, int], kernel: list[int], dilation: list[int]) -> Pattern:
         """The pattern of a kernel ``[rows, channels * height * width]`` as offsets into a flat image; the last is kept.
@@ -71,6 +85,46 @@ def _places(image: tuple[int, ...], kernel: list[int], dilation: list[int]) -> t
     return high, wide, (high - 1) * image[2] + wide
 
 
+def plainly(*tensors: Tensor | None) -> bool:
+    """Whether nothing looks at what is done to these tensors: no gradient, compiler or trace, and none is a subclass.
+
+    The operators then run as functions: an operator's way through torch costs more than a small layer's product.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    graded = torch.is_grad_enabled()
+    for t in tensors:  # a loop, since generators cost as much as the rest
+        if t is not None and ((graded and t.requires_grad) or type(t) not in _PLAIN):
+            return False
+    return True
+
+
+def layer(
+    stored: Stored, value: Tensor | None, x: Float[Tensor, "batch columns"], bias: Tensor | None = None
+) -> Float[Tensor, "batch rows"]:
+    """``x W' + bias`` on the CPU for a batch of rows, in C order; for inference."""
+    if plainly(value, x, bias):
+        return _layer_now(stored, value, x, bias)
+    return _layer(stored.handle, value, x, bias, stored.rows)
+
+
+def _layer_now(stored: Stored, value: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    row, threads = None if bias is None else stored.view("bias", bias), torch.get_num_threads()
+    if value is None:
+        return torch.from_numpy(stored.of.layer(_array(x), bias=row, n_threads=threads))
+    return torch.from_numpy(stored.of.layer(stored.view("value", value), _array(x), bias=row, n_threads=threads))
+
+
+@torch.library.custom_op("ellzero::stored_layer", mutates_args=())
+def _layer(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    return _layer_now(_ALIVE[handle], value, x, bias)
+
+
+@_layer.register_fake
+def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    return x.new_empty((x.shape[0], rows))
+
+
 def product(
     stored: Stored, value: Tensor | None, x: Float[Tensor, "columns batch"], bias: Tensor | None = None
 ) -> Float[Tensor, "rows batch"]:
@@ -78,16 +132,19 @@ def product(
 
     ``value`` ``[entries, group]`` belongs to a pattern; a layout has its own values, which get no gradient.
     """
-    return _product(stored.handle, value, x, bias, stored.rows)
+    way = _product_now if plainly(value, x, bias) else _product
+    return way(stored.handle, value, x, bias, stored.rows)
 
 
-@torch.library.custom_op("ellzero::stored_product", mutates_args=())
-def _product(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+def _product_now(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
     of, threads = _ALIVE[handle].of, torch.get_num_threads()
     columns, row = _array(x), None if bias is None else _array(bias)
     if isinstance(of, Pattern):
         return torch.from_numpy(of.product(_array(value), columns, bias=row, n_threads=threads))
     return torch.from_numpy(np.ascontiguousarray(of.matmul(columns, bias=row, n_threads=threads)))
+
+
+_product = torch.library.custom_op("ellzero::stored_product", _product_now, mutates_args=())
 
 
 @_product.register_fake
@@ -121,33 +178,59 @@ def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
 
 def slide(
     stored: Stored, value: Tensor, x: Float[Tensor, "n channels height width"], bias: Tensor | None,
-    kernel_size: tuple[int, int], dilation: tuple[int, int],
+    kernel_size: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int], together: bool = False,
 ) -> Float[Tensor, "n rows high wide"]:  # fmt: skip
-    """A convolution of stride 1 on padded images, which are read as they lie and never unfolded; for inference."""
-    return _slide(stored.handle, value, x, bias, stored.rows, list(kernel_size), list(dilation))
+    """A convolution of stride 1 on images, which are read as they lie and never unfolded; for inference.
+
+    ``together``: as one tall image, a few megabytes at a time; faster where the images are small.
+    """
+    way = _slide_now if plainly(value, x, bias) else _slide
+    sizes = list(kernel_size), list(dilation), list(padding)
+    return way(stored.handle, value, x, bias, stored.rows, *sizes, together)
 
 
-@torch.library.custom_op("ellzero::stored_slide", mutates_args=())
-def _slide(
-    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int]
-) -> Tensor:
-    image, threads = tuple(x.shape[1:]), torch.get_num_threads()
-    pattern = _ALIVE[handle].windows(image, kernel_size, dilation)
-    high, wide, batch = _places(image, kernel_size, dilation)
-    out = np.empty((len(x), rows, high, wide), _array(value).dtype)
-    row = None if bias is None else _array(bias)
-    for i, flat in enumerate(_array(x).reshape(len(x), -1)):
-        spread = np.empty((rows, high * image[2]), out.dtype)
-        spread[:, :batch] = pattern.slide(_array(value), flat, batch, bias=row, n_threads=threads)
-        out[i] = spread.reshape(rows, high, image[2])[:, :, :wide]  # places beyond the right edge are cut off
+def _slide_now(
+    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int],
+    padding: list[int], together: bool,
+) -> Tensor:  # fmt: skip
+    images = _array(x)
+    up, left = padding
+    channels, height, width = x.shape[1], x.shape[2] + 2 * up, x.shape[3] + 2 * left
+    high, wide, _ = _places((channels, height, width), kernel_size, dilation)
+    out = np.empty((len(x), rows, high, wide), images.dtype)
+    each = max(1, _TOGETHER // (channels * height * width)) if together else 1
+    for at in range(0, len(x), each):
+        some = images[at : at + each].swapaxes(0, 1)
+        tall = np.zeros((channels, some.shape[1], height, width), images.dtype)
+        tall[:, :, up : height - up, left : width - left] = some
+        spread = _spread(_ALIVE[handle], value, tall.reshape(channels, -1, width), bias, kernel_size, dilation)
+        # places beyond an image's right edge and below it are cut off
+        out[at : at + each] = spread.reshape(rows, -1, height, width)[:, :, :high, :wide].swapaxes(0, 1)
     return torch.from_numpy(out)
+
+
+def _spread(
+    stored: Stored, value: Tensor, image: np.ndarray, bias: Tensor | None, kernel_size: list[int], dilation: list[int]
+) -> np.ndarray:
+    """``[rows, height * width]``: what the kernel gives with its corner at every place of one image."""
+    pattern = stored.windows(image.shape, kernel_size, dilation)
+    batch = _places(image.shape, kernel_size, dilation)[2]
+    spread = np.empty((stored.rows, image[0].size), image.dtype)
+    row, threads = None if bias is None else _array(bias), torch.get_num_threads()
+    spread[:, :batch] = pattern.slide(_array(value), image.reshape(-1), batch, bias=row, n_threads=threads)
+    return spread
+
+
+_slide = torch.library.custom_op("ellzero::stored_slide", _slide_now, mutates_args=())
 
 
 @_slide.register_fake
 def _(
-    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int]
-) -> Tensor:
-    high, wide, _ = _places(tuple(x.shape[1:]), kernel_size, dilation)
+    handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int],
+    padding: list[int], together: bool,
+) -> Tensor:  # fmt: skip
+    image = (x.shape[1], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
+    high, wide, _ = _places(image, kernel_size, dilation)
     return x.new_empty((len(x), rows, high, wide))
 
 
@@ -172,12 +255,16 @@ _product.register_autograd(_backward, setup_context=_setup)
 
 def turn(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns rows"]:
     """The transpose in memory of its own: a batch to feature-major, and its gradient back."""
-    return _turn(x) if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else x.t().contiguous()
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return x.t().contiguous()
+    return _turn_now(x) if plainly(x) else _turn(x)
 
 
-@torch.library.custom_op("ellzero::turn", mutates_args=())
-def _turn(x: Tensor) -> Tensor:
+def _turn_now(x: Tensor) -> Tensor:
     return torch.from_numpy(turn_array(x.detach().contiguous().numpy(), n_threads=torch.get_num_threads()))
+
+
+_turn = torch.library.custom_op("ellzero::turn", _turn_now, mutates_args=())
 
 
 @_turn.register_fake
@@ -196,7 +283,10 @@ def _is_turned(x: Tensor) -> bool:
 
 def _array(tensor: Tensor) -> np.ndarray:
     """In C order; of a transposed view, as outputs of modules are, by our own loops."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_contiguous():
+        return tensor.numpy()
     if _is_turned(tensor):
         return turn_array(tensor.t().numpy(), n_threads=torch.get_num_threads())
     return tensor.contiguous().numpy()

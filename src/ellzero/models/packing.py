@@ -306,7 +306,7 @@ def _again(model: nn.Module, handle: Handle, chosen: Mapping[str, nn.Module]) ->
 def _whole_is_faster(
     model: nn.Module, handle: Handle, given: Any, chosen: Mapping[str, nn.Module], repeats: int
 ) -> bool:
-    """The model with and without its sparse layers, in turn."""
+    """The model with and without its sparse layers, in turn; a lead of under three in a hundred may be chance."""
     dense, sparse = [], []
     for _ in range(repeats + 1):
         handle.remove()
@@ -314,7 +314,7 @@ def _whole_is_faster(
         handle = _again(model, handle, chosen)
         sparse.append(_seconds(model, given))
     handle.remove()
-    return statistics.median(sparse[1:]) < statistics.median(dense[1:])
+    return 1.03 * statistics.median(sparse[1:]) < statistics.median(dense[1:])
 
 
 def _seconds(model: nn.Module, given: Any) -> float:

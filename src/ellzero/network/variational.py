@@ -91,7 +91,7 @@ class _Gaussian:
             self._drawn = ()
 
     def _apply_weight(self, x: Tensor) -> Tensor:
-        (drawn,) = self._drawn
+        drawn = self._stored_values()
         if x.device.type == "cpu":
             out = product(self._stored, drawn, x, self.bias)
         else:
@@ -101,8 +101,9 @@ class _Gaussian:
             out.register_hook(lambda grad: records.append((seen, grad.detach())))
         return out
 
-    def _can_slide(self, x: Tensor) -> bool:
-        return False  # it would read the means
+    def _stored_values(self) -> Tensor:
+        (drawn,) = self._drawn
+        return drawn
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Another support of as many weights is taken into the same parameters, which an optimiser may hold."""
