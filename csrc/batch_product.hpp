@@ -25,6 +25,11 @@ template <class T> std::int64_t batch_tile(std::int64_t columns, bool blocked) {
 // result depends on the threads: tiles and the order of sums follow from the shapes alone.
 template <int R, class T, class Index, class Value>
 void batch_product(SparseRows<T, Index, Value> w, const T *x, std::int64_t batch, T *out, int asked) {
+    Room<Value, 1> sorted(w.order ? w.ptr[w.groups] : 0);
+    if (w.order) {
+        for (std::int64_t k = 0; k < w.ptr[w.groups]; ++k) sorted.data()[k] = w.value[w.order[k]];
+        w.value = sorted.data();
+    }
     const std::int64_t rows = w.groups * R, columns = w.columns;
     const std::int64_t tile = std::min(batch_tile<T>(columns, w.cut), batch);
     const std::int64_t tiles = (batch + tile - 1) / tile;
@@ -49,6 +54,17 @@ void batch_product(SparseRows<T, Index, Value> w, const T *x, std::int64_t batch
             for (std::int64_t t = first; t < last; ++t) one(t, 1);
         });
     }
+}
+
+// The gradient of the stored values for a batch of rows: grad [batch, rows], x [batch, columns].
+template <int R, class T, class Index>
+void batch_gradient(SparseRows<T, Index, T> w, const T *grad, const T *x, std::int64_t batch, T *gradient, int asked) {
+    const std::int64_t rows = w.groups * R;
+    Room<T, 2> features(w.columns * batch);
+    Room<T, 3> outputs(rows * batch);
+    turn(x, batch, w.columns, w.columns, features.data(), batch, asked);
+    turn(grad, batch, rows, rows, outputs.data(), batch, asked);
+    values_gradient<R>(w, outputs.data(), features.data(), batch, gradient, asked);
 }
 
 }  // namespace ellzero

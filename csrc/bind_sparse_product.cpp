@@ -114,7 +114,6 @@ bool quick(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle 
     nb::ndarray<nb::c_contig, nb::device::cpu> out;
     if (!nb::try_cast(x_, x, false) || !nb::try_cast(value_, value, false) || !nb::try_cast(out_, out, false)) return false;
     if (x.ndim() < 1 || x.ndim() > 2 || out.ndim() != x.ndim() || value.ndim() != 2) return false;
-    if (by_rows && !pattern.order.empty()) return false;
     const std::size_t features = by_rows ? x.ndim() - 1 : 0;  // the axis of each
     const std::int64_t batch = x.ndim() == 1 ? 1 : x.shape(1 - features), rows = pattern.rows();
     if (std::int64_t(x.shape(features)) != pattern.columns || std::int64_t(out.shape(features)) != rows ||
@@ -163,17 +162,18 @@ bool quick(const Pattern &pattern, nb::handle value_, nb::handle x_, nb::handle 
 }
 
 template <class T>
-void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handle out_, int n_threads) {
+void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handle out_, int n_threads, bool by_rows) {
     auto grad = take<const T, 2>(grad_, "grad");
     auto x = take<const T, 2>(x_, "x");
     auto out = take<T, 2>(out_, "out");
+    const std::size_t features = by_rows ? 1 : 0;  // the axis of each
     want(std::int64_t(out.shape(0)) == pattern.entries() && std::int64_t(out.shape(1)) == pattern.group,
          "out: want a row per entry of the pattern, with one number per row of its group");
-    want(std::int64_t(x.shape(0)) == pattern.columns, "x: want a row per column of the matrix");
-    want(std::int64_t(grad.shape(0)) == pattern.rows() && grad.shape(1) == x.shape(1),
-         "grad: want a row per row of the matrix, and the columns of x");
+    want(std::int64_t(x.shape(features)) == pattern.columns, "x: want a feature per column of the matrix");
+    want(std::int64_t(grad.shape(features)) == pattern.rows() && grad.shape(1 - features) == x.shape(1 - features),
+         "grad: want a feature per row of the matrix, and the batch of x");
     if (pattern.entries() == 0) return;
-    const std::int64_t batch = x.shape(1);
+    const std::int64_t batch = x.shape(1 - features);
     std::fill_n(out.data(), batch == 0 ? pattern.entries() * pattern.group : 0, T(0));
     nb::gil_scoped_release unlocked;
     auto run = [&](const auto *index) {
@@ -181,7 +181,9 @@ void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handl
             pattern.ptr.data(), index, nullptr, pattern.groups, batch, nullptr, nullptr, pattern.columns,
             pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block, nullptr};
         with_group(pattern.group, [&](auto r) {
-            values_gradient<decltype(r)::value>(w, grad.data(), x.data(), batch, out.data(), n_threads);
+            constexpr int R = decltype(r)::value;
+            (by_rows ? batch_gradient<R, T, std::decay_t<decltype(*index)>> : values_gradient<R, T, std::decay_t<decltype(*index)>>)(
+                w, grad.data(), x.data(), batch, out.data(), n_threads);
         });
     };
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());
@@ -222,11 +224,13 @@ void bind_sparse_product(nb::module_ &m) {
         "bfloat16 (as uint16), of which the last two are widened and summed in float32.");
     m.def(
         "values_gradient",
-        [](const Pattern &pattern, nb::handle grad, nb::handle x, nb::handle out, int n_threads) {
-            (holds<double>(x) ? gradient<double> : gradient<float>)(pattern, grad, x, out, n_threads);
+        [](const Pattern &pattern, nb::handle grad, nb::handle x, nb::handle out, int n_threads, bool by_rows) {
+            (holds<double>(x) ? gradient<double> : gradient<float>)(pattern, grad, x, out, n_threads, by_rows);
         },
         nb::arg("pattern"), nb::arg("grad"), nb::arg("x"), nb::arg("out"), nb::arg("n_threads") = 0,
-        "out[k, r] = <grad[row r of the group of k], x[column of k]>, the gradient of the stored values.");
+        nb::arg("by_rows") = false,
+        "out[k, r] = <grad[row r of the group of k], x[column of k]>, the gradient of the stored values; grad and x are\n"
+        "[features, batch], or [batch, features] where by_rows.");
     m.def(
         "turn",
         [](nb::handle x, nb::handle out, int n_threads) {

@@ -478,7 +478,7 @@ void values_gradient_part(const SparseRows<T, Index, T> &w, const T *grad, const
 }
 
 template <int R, class T, class Index>
-void values_gradient(const SparseRows<T, Index, T> &w, const T *grad, const T *x, std::int64_t batch, T *gradient,
+void values_gradient(SparseRows<T, Index, T> w, const T *grad, const T *x, std::int64_t batch, T *gradient,
                      int asked) {
     const int threads = threads_for((w.ptr[w.groups] - w.ptr[0] + w.groups) * R * batch, asked, 1 << 18);
     by_entries(w.ptr, w.groups, threads, [&](std::int64_t from, std::int64_t to) {

@@ -77,6 +77,9 @@ def test_products_and_gradients_are_the_dense_ones(group, kind, batch):
     np.testing.assert_allclose(
         pattern.product(value, x, bias=bias, scale=scale), scale[:, None] * (W @ x) + bias[:, None], **tol
     )
+    rows = pattern.layer_gradient(grad.T.copy(), x.T.copy())
+    np.testing.assert_array_equal(rows, pattern.values_gradient(grad, x))
+    np.testing.assert_allclose(pattern.turned().layer(value, grad.T.copy()), grad.T @ W, **tol)
     full = (grad @ x.T).reshape(5, group, 37)
     np.testing.assert_allclose(pattern.values_gradient(grad, x), full[pattern.row_of(), :, pattern.index], **tol)
     turned, order = pattern.transposed()
@@ -301,7 +304,7 @@ def test_bad_input():
         (lambda: pattern.product(value.astype(np.int32), x), "value.dtype: got 'int32'"),
         (lambda: pattern.product(value, x, bias=np.ones(1)), "bias: got float64"),
         (lambda: pattern.product(value, x, n_threads=0), "n_threads"),
-        (lambda: pattern.values_gradient(x[:1, :1], x), "grad: got 1 columns, want 2"),
+        (lambda: pattern.values_gradient(x[:1, :1], x), "grad: got a batch of 1, want 2"),
     ]:
         with pytest.raises(InputError, match=words):
             call()

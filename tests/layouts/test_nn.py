@@ -155,8 +155,8 @@ def test_the_operators_hold_to_their_fakes():
     value = torch.randn(len(pattern.index), 4, requires_grad=True)
     x, bias = torch.randn(8, 3, requires_grad=True), torch.randn(8, requires_grad=True)
     torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, x, bias, 8))
-    rows = (stored.handle, value.detach(), x.detach().t().contiguous(), bias.detach(), 8)
-    torch.library.opcheck(torch.ops.ellzero.stored_layer.default, rows)
+    rows = torch.randn(3, 8, requires_grad=True)
+    torch.library.opcheck(torch.ops.ellzero.stored_layer.default, (stored.handle, value, rows, bias, 8))
     image, sizes = torch.randn(2, 2, 5, 4), ([2, 2], [1, 1], [1, 0])
     for together in (False, True):
         torch.library.opcheck(

@@ -182,7 +182,9 @@ class Pattern:
         ------
         InputError : shapes or dtypes that do not fit.
         """
-        if self._native is not None and type(x) is np.ndarray and x.ndim == 2 and self.order is None:
+        if self.order is not None and value.shape[1:] != (1,):
+            value = value.reshape(-1, 1)
+        if self._native is not None and type(x) is np.ndarray and x.ndim == 2:
             out = np.empty((len(x), self._rows), x.dtype)
             if self._native.quick(value, x, out, scale, bias, 0, _threads(n_threads), True):
                 return out
@@ -243,6 +245,10 @@ class Pattern:
         out = out if scale is None else out * scale[:, None]
         return out if bias is None else out + bias[:, None]
 
+    def layer_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
+        """``values_gradient`` for a batch of rows: ``grad`` ``[batch, rows]`` and ``x`` ``[batch, columns]``."""
+        return self._gradient(grad, x, n_threads, by_rows=True)
+
     def values_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         """``[entries, group]``: the derivative of ``sum(grad * (W x))`` by the stored values, and by no other.
 
@@ -250,20 +256,24 @@ class Pattern:
         ----------
         grad, x : ``[rows, batch]`` and ``[columns, batch]``, both float32 or both float64.
         """
+        return self._gradient(grad, x, n_threads, by_rows=False)
+
+    def _gradient(self, grad: np.ndarray, x: np.ndarray, n_threads: int | None, by_rows: bool) -> np.ndarray:
         if self.order is not None:
             raise InputError("pattern: got one whose values lie in another's order; take the gradient of that one")
-        kind = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
-        x, grad = _dense("x", x, self.columns, kind), _dense("grad", grad, self.rows, kind)
-        if x.shape[1] != grad.shape[1]:
-            raise InputError(f"grad: got {grad.shape[1]} columns, want {x.shape[1]} as x")
+        kind, axis = np.dtype(np.float64 if x.dtype == np.float64 else np.float32), int(by_rows)
+        x, grad = _dense("x", x, self.columns, kind, axis), _dense("grad", grad, self.rows, kind, axis)
+        if x.shape[1 - axis] != grad.shape[1 - axis]:
+            raise InputError(f"grad: got a batch of {grad.shape[1 - axis]}, want {x.shape[1 - axis]} as x")
         threads = _threads(n_threads)
         out = np.empty((len(self.index), self.group), kind)
         if self._native is None:
+            x, grad = (x.T, grad.T) if by_rows else (x, grad)
             groups = self.row_of()
             for r in range(self.group):
                 out[:, r] = np.einsum("kb,kb->k", grad[groups * self.group + r], x[self.index])
             return out
-        CHOICE.module.values_gradient(self._native, grad, x, out, threads)
+        CHOICE.module.values_gradient(self._native, grad, x, out, threads, by_rows)
         return out
 
 
@@ -401,10 +411,10 @@ def _whole(name: str, given: Any) -> np.ndarray:
     return np.array(array, dtype=np.int64)
 
 
-def _dense(name: str, x: np.ndarray, rows: int, kind: np.dtype) -> np.ndarray:
-    if type(x) is np.ndarray and x.ndim == 2 and x.shape[0] == rows and x.dtype == kind and x.flags.c_contiguous:
+def _dense(name: str, x: np.ndarray, features: int, kind: np.dtype, axis: int = 0) -> np.ndarray:
+    if type(x) is np.ndarray and x.ndim == 2 and x.shape[axis] == features and x.dtype == kind and x.flags.c_contiguous:
         return x  # nothing to say: small products would spend most of their time in the checks
-    x = check_array(name, x, ndim=2, shape=(rows, None), finite=False, allow_empty=True)
+    x = check_array(name, x, ndim=2, shape=((features, None), (None, features))[axis], finite=False, allow_empty=True)
     if x.dtype != kind:
         raise InputError(f"{name}: got {x.dtype}, want {kind}, the kind of the values")
     return np.ascontiguousarray(x)

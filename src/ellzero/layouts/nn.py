@@ -22,7 +22,7 @@ from ellzero.layouts.base import Layout
 from ellzero.layouts.condensed import Condensed
 from ellzero.layouts.device import product_on_device
 from ellzero.layouts.grouped import CSR, RowGroup
-from ellzero.layouts.torch_ops import Stored, layer, product, slide, turn
+from ellzero.layouts.torch_ops import Stored, layer, product, slide
 from ellzero.registry import register
 
 __all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
@@ -183,8 +183,8 @@ class SparseLinear(_Sparse):
     layout : W, ``[out_features, in_features]``.
     bias : ``[out_features]`` or None.
 
-    Inputs are ``[..., in_features]``. A batch is turned to feature-major and back; a single row is not. Gradients flow
-    to the input, the bias and the stored values, and no dense gradient of W exists at any time.
+    Inputs are ``[..., in_features]``. Gradients flow to the input, the bias and the stored values, and no dense gradient
+    of W exists at any time.
     """
 
     @classmethod
@@ -206,19 +206,16 @@ class SparseLinear(_Sparse):
         if x.shape[-1] != self.in_features:
             raise InputError(f"x: got shape {tuple(x.shape)}, want {self.in_features} along the last axis")
         rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
-        if self._infers(x):
-            out = self._rows(rows)
-        else:
-            out = self._apply_weight(rows.t().contiguous() if len(rows) == 1 else turn(rows)).t()
+        out = self._rows(rows) if x.is_cpu else self._apply_weight(rows.t().contiguous()).t()
         return out if x.ndim == 2 else out.reshape(*x.shape[:-1], self.out_features)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """The layer for ``[batch, in_features]``, without gradients."""
+        """The layer for ``[batch, in_features]``, on the CPU."""
         if self._whole():
             return layer(self._stored, self._stored_values(), x, self.bias)
         out = x.new_zeros(len(x), self.out_features) if self.bias is None else self.bias.repeat(len(x), 1)
         some = None if self.bias is None else self.bias[self.kept]
-        return out.index_copy_(1, self.kept, layer(self._stored, self._stored_values(), x, some))
+        return out.index_copy(1, self.kept, layer(self._stored, self._stored_values(), x, some))
 
     def extra_repr(self) -> str:
         stored = self._stored.of

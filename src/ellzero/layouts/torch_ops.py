@@ -102,7 +102,7 @@ def plainly(*tensors: Tensor | None) -> bool:
 def layer(
     stored: Stored, value: Tensor | None, x: Float[Tensor, "batch columns"], bias: Tensor | None = None
 ) -> Float[Tensor, "batch rows"]:
-    """``x W' + bias`` on the CPU for a batch of rows, in C order; for inference."""
+    """``x W' + bias`` on the CPU for a batch of rows, in C order; gradients as those of ``product``."""
     if plainly(value, x, bias):
         return _layer_now(stored, value, x, bias)
     return _layer(stored.handle, value, x, bias, stored.rows)
@@ -123,6 +123,40 @@ def _layer(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, ro
 @_layer.register_fake
 def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
     return x.new_empty((x.shape[0], rows))
+
+
+@torch.library.custom_op("ellzero::stored_layer_turned", mutates_args=())
+def _layer_turned(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
+    stored, threads = _ALIVE[handle], torch.get_num_threads()
+    if isinstance(stored.of, Pattern):
+        return torch.from_numpy(stored.turned.layer(_array(value), _array(grad), n_threads=threads))
+    out = stored.of.rmatmul(turn_array(_array(grad), n_threads=threads), n_threads=threads)
+    return torch.from_numpy(turn_array(np.ascontiguousarray(out), n_threads=threads))
+
+
+@_layer_turned.register_fake
+def _(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
+    return grad.new_empty((grad.shape[0], columns))
+
+
+@torch.library.custom_op("ellzero::stored_layer_values", mutates_args=())
+def _layer_values(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    pattern = _ALIVE[handle].of
+    return torch.from_numpy(pattern.layer_gradient(_array(grad), _array(x), n_threads=torch.get_num_threads()))
+
+
+@_layer_values.register_fake
+def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _layer_backward(ctx, grad: Tensor):
+    value, x = ctx.saved_tensors
+    grad = grad.contiguous()
+    by_value = _layer_values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
+    by_x = _layer_turned(ctx.handle, value, grad, x.shape[1]) if ctx.needs_input_grad[2] else None
+    by_bias = grad.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
+    return None, by_value, by_x, by_bias, None
 
 
 def product(
@@ -236,7 +270,7 @@ def _(
 
 def _setup(ctx, inputs, output) -> None:
     handle, value, x, bias, _ = inputs
-    ctx.handle, ctx.columns, ctx.has_bias = handle, x.shape[0], bias is not None
+    ctx.handle, ctx.has_bias = handle, bias is not None
     ctx.stored = _ALIVE.get(handle)  # alive until the gradient is taken
     ctx.save_for_backward(value, x)
 
@@ -245,12 +279,13 @@ def _backward(ctx, grad: Tensor):
     value, x = ctx.saved_tensors
     grad = turn(grad.t()) if _is_turned(grad) else grad.contiguous()
     by_value = _values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
-    by_x = _turned(ctx.handle, value, grad, ctx.columns) if ctx.needs_input_grad[2] else None
+    by_x = _turned(ctx.handle, value, grad, x.shape[0]) if ctx.needs_input_grad[2] else None
     by_bias = grad.sum(1) if ctx.has_bias and ctx.needs_input_grad[3] else None
     return None, by_value, by_x, by_bias, None
 
 
 _product.register_autograd(_backward, setup_context=_setup)
+_layer.register_autograd(_layer_backward, setup_context=_setup)
 
 
 def turn(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns rows"]:

@@ -96,10 +96,14 @@ class _Gaussian:
             out = product(self._stored, drawn, x, self.bias)
         else:
             out = product_on_device(self._facts, {**self._tensors(), "value": drawn}, x, self.bias)
+        self._record(x, out, lambda grad: grad)
+        return out
+
+    def _record(self, x: Tensor, out: Tensor, features_first: Callable[[Tensor], Tensor]) -> None:
+        """Keep the input ``[columns, batch]`` and, when it comes, the derivative by the output ``[rows, batch]``."""
         if self.records is not None and out.requires_grad:
             records, seen = self.records, x.detach()
-            out.register_hook(lambda grad: records.append((seen, grad.detach())))
-        return out
+            out.register_hook(lambda grad: records.append((seen, features_first(grad.detach()))))
 
     def _stored_values(self) -> Tensor:
         (drawn,) = self._drawn
@@ -126,6 +130,11 @@ class VariationalLinear(_Gaussian, SparseLinear):
     sigma : first standard deviation of each.
     noise : what it draws from; layers of one model share one.
     """
+
+    def _rows(self, x: Tensor) -> Tensor:
+        out = super()._rows(x)
+        self._record(x.t(), out, Tensor.t)
+        return out
 
 
 class VariationalConv2d(_Gaussian, SparseConv2d):
