@@ -183,8 +183,8 @@ class SparseLinear(_Sparse):
     layout : W, ``[out_features, in_features]``.
     bias : ``[out_features]`` or None.
 
-    Inputs are ``[..., in_features]``. Gradients flow to the input, the bias and the stored values, and no dense gradient
-    of W exists at any time.
+    Inputs are ``[..., in_features]``. Gradients flow to the input, the bias and the stored values; no dense gradient of
+    W exists at any time.
     """
 
     @classmethod
@@ -311,8 +311,8 @@ class SparseConv2d(_Sparse):
         """What the kernel sees from every place, ``[n, channels, high, wide, height, width]``: a view of the padded."""
         x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0])).contiguous()
         n, channel, high, wide = x.stride()
-        strides = (n, channel, high * self.stride[0], wide * self.stride[1], high * self.dilation[0], wide * self.dilation[1])  # fmt: skip
-        return x.as_strided((len(x), self.in_channels, *size, *self.kernel_size), strides)
+        steps = high * self.stride[0], wide * self.stride[1], high * self.dilation[0], wide * self.dilation[1]
+        return x.as_strided((len(x), self.in_channels, *size, *self.kernel_size), (n, channel, *steps))
 
     def _can_slide(self, x: Tensor) -> bool:
         known = self._train_values and self._facts["layout"] != Condensed.name

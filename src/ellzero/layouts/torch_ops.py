@@ -1,8 +1,8 @@
 """Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
 
 Lives here: ``Stored`` (a layout that operators can name), ``product``, ``layer``, ``slide`` and ``turn``. Does not live
-here: modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by a
-handle; the module that owns the layout keeps it alive.
+here: modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by
+a handle; the module that owns the layout keeps it alive.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def plainly(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     graded = torch.is_grad_enabled()
-    for t in tensors:  # a loop, since generators cost as much as the rest
+    for t in tensors:  # noqa: SIM110 (a generator would cost as much as the rest)
         if t is not None and ((graded and t.requires_grad) or type(t) not in _PLAIN):
             return False
     return True
