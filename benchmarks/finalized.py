@@ -200,14 +200,13 @@ def main():
     parser.add_argument("--only", default="", help="a part of a model's name")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = show_config()
+    config, load = show_config(), os.getloadavg()[0]
     wide = "AVX-512" if "avx512f" in config["cpu"] else "no AVX-512"
     lines = [
         "# Whole models, finalised", "",
         "Written by `benchmarks/finalized.py --markdown FILE`: milliseconds of CPU time per thread, all ways of a row",
         f"in turn, in one process; medians of {given.repeats} or more, {given.threads} thread(s), kernels",
-        f"`{config['isa']}`, {wide}; the machine had {os.cpu_count()} cores and a load of {os.getloadavg()[0]:.1f} when",
-        "this began.",
+        f"`{config['isa']}`, {wide}; the machine had {os.cpu_count()} cores and a load of {load:.1f} when this began.",
         "Accuracy in % stands in brackets (the transformer: next token); finalising leaves that of the pruned model as",
         "it is, int8 changes it. The transformer is pruned by magnitude and not trained again. Where no layer is",
         "sparse the network is left as it was, and its difference from the first column is the machine's noise.", "",
