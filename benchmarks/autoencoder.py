@@ -15,9 +15,9 @@ last step stands beside them. Nested: HierarchicalTopK at every level to 64 agai
 events on the device), their errors, the memory added, and the share of the peak: the arithmetic of the encoder's
 product over the time of the step, against what a product of 8192 x 8192 matrices reaches at the same precision.
 
-sparsify and SAELens come with ``pip install ellzero[bench]``; dictionary-learning is installed by itself, since it
-brings torchvision through nnsight, which must be of the same build as torch or transformers cannot be imported (it is
-not needed here: remove it). A peer that cannot be imported is named and left out.
+sparsify and SAELens come with ``pip install ellzero[bench]``; dictionary-learning and overcomplete are installed by
+themselves (``--no-deps``), since they bring torchvision, which must be of the same build as torch or transformers
+cannot be imported, and which is not needed here. A peer that cannot be imported is named and left out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import io
 import os
 import statistics
+import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,7 +211,40 @@ def dictionary_learning(d_sae: int, k: int) -> Callable[[int, Tensor], float]:
     return step
 
 
-PEERS = {"sparsify": sparsify, "SAELens": sae_lens, "dictionary_learning": dictionary_learning}
+def overcomplete(d_sae: int, k: int) -> Callable[[int, Tensor], float]:
+    """As its ``train_sae`` does without monitoring; without batch normalisation, so that the model is the others'."""
+    if "overcomplete" not in sys.modules:  # its own opening would import vision models
+        if (found := importlib.util.find_spec("overcomplete")) is None:
+            raise ImportError("No module named 'overcomplete'")
+        package = types.ModuleType("overcomplete")
+        package.__path__ = list(found.submodule_search_locations)
+        sys.modules["overcomplete"] = package
+    modules, saes = (importlib.import_module(f"overcomplete.sae{name}") for name in (".modules", ""))
+    encoder = modules.MLPEncoder(D_IN, d_sae, norm_layer=lambda size: torch.nn.Identity())
+    sae = saes.TopKSAE(D_IN, d_sae, top_k=k, encoder_module=encoder)
+    given = start(d_sae)
+    with torch.no_grad():
+        encoder.final_block[0].weight.copy_(given.W_enc)
+        encoder.final_block[0].bias.zero_()
+        sae.dictionary._weights.copy_(given.W_dec)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
+
+    def step(number: int, x: Tensor) -> float:
+        optimizer.zero_grad()
+        made = sae(x)[2]
+        loss = (x - made).square().sum() / (x - x.mean(0)).square().sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+PEERS = {
+    "sparsify": sparsify, "SAELens": sae_lens, "dictionary_learning": dictionary_learning,
+    "overcomplete": overcomplete,
+}  # fmt: skip
 
 
 # -- measuring

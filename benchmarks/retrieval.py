@@ -12,10 +12,7 @@ and its time is that of another question over the same lists). Jobs take turns i
 turn is warm-up. Times are of the processor clock, per query, and with Python's share: set OMP_NUM_THREADS=1. Peers that
 are not installed are named and left out; PISA's wheel needs that of tbb 2020.3 on LD_LIBRARY_PATH.
 
-Measured at 500,000 documents (59.9 million postings, 796,000 of them a query's) in topical order, two cores under a
-load of seven, which slows memory for everyone: k = 10 ours 0.53 ms, exhaustive 0.84, BMP 3.24, PISA 20.2, tantivy 7.9,
-SciPy 24.7; k = 1000 ours 0.92 ms, exhaustive 0.94, BMP 103, PISA 27.4, tantivy 8.9, SciPy 16.0. Bytes a posting: ours
-2.54, PISA 2.13, tantivy 1.30 (without impacts).
+Measured at 500,000 documents (59.9 million postings, 796,000 of them a query's) in topical order: docs/retrieval.md.
 """
 
 from __future__ import annotations

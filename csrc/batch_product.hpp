@@ -25,16 +25,19 @@ template <class T> std::int64_t batch_tile(std::int64_t columns, bool blocked) {
 // result depends on the threads: tiles and the order of sums follow from the shapes alone.
 template <int R, class T, class Index, class Value>
 void batch_product(SparseRows<T, Index, Value> w, const T *x, std::int64_t batch, T *out, int asked) {
-    Room<Value, 1> sorted(w.order ? w.ptr[w.groups] : 0);
-    if (w.order) {
-        for (std::int64_t k = 0; k < w.ptr[w.groups]; ++k) sorted.data()[k] = w.value[w.order[k]];
-        w.value = sorted.data();
-    }
     const std::int64_t rows = w.groups * R, columns = w.columns;
     const std::int64_t tile = std::min(batch_tile<T>(columns, w.cut), batch);
     const std::int64_t tiles = (batch + tile - 1) / tile;
     const int threads = threads_for((w.ptr[w.groups] - w.ptr[0] + w.groups) * R * batch, asked, 1 << 18);
     w.stride = tile;
+    Room<Value, 1> sorted(w.order ? w.ptr[w.groups] : 0);
+    if (w.order) {
+        Value *to = sorted.data();
+        in_parts(w.ptr[w.groups], threads, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t k = first; k < last; ++k) to[k] = w.value[w.order[k]];
+        });
+        w.value = to;
+    }
     auto one = [&](std::int64_t t, int inner) {
         const std::int64_t begin = t * tile, width = std::min(tile, batch - begin);
         Room<T, 2> turned(columns * tile);

@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 # A block of pre-activations: rows enough for a good product (it packs W anew each time), yet a small part of the batch.
-_BLOCK_BYTES, _BLOCK_ROWS = 48 * 2**20, (512, 1024)
+_BLOCK_BYTES, _BLOCK_ROWS = 112 * 2**20, (512, 2048)
 
 
 class Code(NamedTuple):
@@ -360,7 +360,8 @@ def _encoded(x: Tensor, W: Tensor, bias: Tensor, center: Tensor | None, counts: 
     if rows == 0 or k == 0:
         return values, indices
     fits = _BLOCK_BYTES // max(m * x.element_size(), 1)
-    block = min(max(min(fits, _BLOCK_ROWS[1]), _BLOCK_ROWS[0]), rows)
+    most = max(min(fits, _BLOCK_ROWS[1]), _BLOCK_ROWS[0])
+    block = -(-rows // -(-rows // most))  # as many blocks, of even size
     room = x.new_empty(block, m)
     for start in range(0, rows, block):
         own = slice(start, min(start + block, rows))
