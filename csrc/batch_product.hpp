@@ -1,7 +1,7 @@
 // The product of a sparse matrix with a batch as layers have it: rows of features in, rows of features out.
 //
 // The loops of sparse_product.hpp want the batch along the registers. Here a tile of the batch is turned, multiplied
-// and turned back while it lies in a near cache, so that nothing of the batch's size is made beside the result.
+// and turned back while it lies in a near cache; for the gradient, which needs it at once, the batch is turned whole.
 #pragma once
 
 #include <algorithm>

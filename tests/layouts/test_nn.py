@@ -1,6 +1,7 @@
 """Sparse modules: the dense module's outputs and gradients, in training, under compilation, copied and loaded."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -188,7 +189,15 @@ def test_inference_sees_values_that_were_changed_or_replaced():
             torch.testing.assert_close(sparse(x), x @ sparse.to_dense().T + sparse.bias)
 
     check()
+    wide = torch.randn(16)
+    for data in (wide, torch.randn(32)[:16], torch.stack([wide, -wide], 1)[:, 1]):
+        sparse.bias.data = data
+        check()
     with torch.no_grad():
+        sparse.bias.data = wide.repeat(2)[:16]
+        sparse(x)
+        sparse.bias.data = sparse.bias.data.as_strided((16,), (2,))  # the same place and shape, other steps
+        check()
         sparse.value.mul_(2)
         check()
         sparse.value.data = torch.randn_like(sparse.value)
@@ -197,6 +206,42 @@ def test_inference_sees_values_that_were_changed_or_replaced():
         check()
     sparse.load_state_dict(SparseLinear.from_linear(pruned(nn.Linear(24, 16), seed=3, density=0.6)).state_dict())
     check()
+
+
+def test_transforms_and_traces_see_what_is_done():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    dense = pruned(nn.Linear(24, 16))
+    sparse = SparseLinear.from_linear(dense).requires_grad_(False)
+    x = torch.randn(3, 2, 24)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has no rule of its own for batches
+        torch.testing.assert_close(torch.func.vmap(sparse)(x), dense(x))
+        traced = make_fx(sparse)(x[0])
+        torch.testing.assert_close(traced(x[1]), dense(x[1]))
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [("csr", {"dtype": "bfloat16"}), ("row-group", {"dtype": "int8"}), ("bitmask", {}), ("block", LAYOUTS[5][1])],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_layouts_with_values_of_their_own_take_other_floats(layout, options, dtype, batch):
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(24, 16)), layout, **options)
+    x = torch.randn(batch, 24).to(dtype)
+    out = sparse(x)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, x.float() @ sparse.to_dense().T + sparse.bias)
+
+
+def test_what_is_moved_away_is_let_go():
+    sparse = SparseLinear.from_linear(pruned(nn.Linear(24, 16)))
+    with torch.no_grad():
+        sparse(torch.randn(3, 24))
+        assert sparse._stored._views
+        sparse.to("meta")
+    assert not sparse._stored._views
 
 
 @pytest.mark.parametrize("settings", [{}, {"padding": 1}, {"stride": 2, "padding": (0, 1)}, {"dilation": 2}], ids=str)

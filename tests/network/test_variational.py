@@ -272,3 +272,27 @@ def test_bad_models_and_settings_of_updates_are_named():
         elbo(losses.classification, 10, temperature=-1)
     with pytest.raises(InputError, match="samples"):
         predictive(model, torch.ones(2, 12), -1)
+
+
+def test_what_is_recorded_stays_when_a_batch_is_filled_anew():
+    layer = next(iter(layers_of(net()).values()))
+    layer.records, batch, seen = [], torch.empty(5, 12), torch.randn(3, 5, 12)
+    for x in seen:
+        batch.copy_(x)
+        layer(batch).square().sum().backward()
+    for (x, grad), given in zip(layer.records, seen):
+        torch.testing.assert_close(x, given.t())
+        assert grad.shape == (9, 5)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_convolution_whose_means_are_frozen_trains_its_deviations(images):
+    model = sparse_variational(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2)), 0.5, seed=0
+    )
+    conv = model[0]
+    conv.value.requires_grad_(False)
+    conv.bias.requires_grad_(False)
+    conv.train()
+    conv(torch.randn(images, 3, 4, 4)).square().sum().backward()
+    assert conv.rho.grad.abs().sum() > 0

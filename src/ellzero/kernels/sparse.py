@@ -2,7 +2,8 @@
 
 Lives here: ``Pattern`` (which places are stored, by groups of rows) with its products, and ``nm_product``. Does not
 live here: how a dense matrix becomes sparse, files and modules (``ellzero.layouts``), the loops (``csrc``).
-Dense operands are feature-major: ``[features, batch]``, so that the batch lies along the registers.
+Dense operands are feature-major, ``[features, batch]``, so that the batch lies along the registers; those of ``layer``
+and ``layer_gradient`` are ``[batch, features]``.
 """
 
 from __future__ import annotations

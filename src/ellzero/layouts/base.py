@@ -77,7 +77,8 @@ class Layout(ABC):
 
     def layer(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
         """``x W' + bias`` for a batch of rows ``[batch, columns]``, as layers have it."""
-        columns = x.T if len(x) == 1 else turn(x, n_threads=n_threads)
+        known = x.dtype in (np.float32, np.float64)
+        columns = turn(x, n_threads=n_threads) if known and len(x) != 1 else np.ascontiguousarray(x.T)
         out = np.ascontiguousarray(self.matmul(columns, bias=bias, n_threads=n_threads))
         return out.T if len(x) == 1 else turn(out, n_threads=n_threads)
 

@@ -56,6 +56,7 @@ class _Stored(Layout):
         return out[:, 0] if vector else out
 
     def layer(self, x: np.ndarray, *, bias: np.ndarray | None = None, n_threads: int | None = None) -> np.ndarray:
+        x = x if x.dtype == self.dtype or x.dtype.kind != "f" else x.astype(self.dtype)
         return self.pattern.layer(self.value, x, bias=bias, scale=self.scale, n_threads=n_threads)
 
     def rmatmul(self, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:

@@ -141,8 +141,12 @@ class _Sparse(nn.Module):
             return False
         if not torch.is_grad_enabled():
             return True
-        wanted = (x, self._parameters.get("value"), self.bias)
+        wanted = (x, self._stored_values(), self.bias)
         return not any(t is not None and t.requires_grad for t in wanted)
+
+    def _apply(self, *arguments: Any, **options: Any) -> _Sparse:
+        self._stored.forget()  # what is moved or converted should not stay behind
+        return super()._apply(*arguments, **options)
 
     def get_extra_state(self) -> Tensor:
         """What the arrays alone do not say, as JSON bytes."""
@@ -240,7 +244,8 @@ class SparseConv2d(_Sparse):
 
     A 1 x 1 kernel with stride 1 reads the image as it lies (channels are the features). Other kernels with stride 1
     slide over the flat padded image without unfolding it, when no gradient is asked for and the layout is CSR or row
-    groups; otherwise the image is unfolded.
+    groups; otherwise the image is unfolded. Without gradients small images (under 256 places) are laid side by side and
+    multiplied together.
     """
 
     def __init__(

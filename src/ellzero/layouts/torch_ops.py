@@ -54,13 +54,16 @@ class Stored:
     def view(self, name: str, tensor: Tensor) -> np.ndarray:
         """A parameter as an array over the same memory, kept from call to call: a small layer's product takes less
         time than to make one."""
+        if type(tensor) is not torch.nn.Parameter or not tensor.is_contiguous():
+            return _array(tensor)  # made for this call, or a copy
         at, kept = tensor.data_ptr(), self._views.get(name)
         if kept is None or kept[0] != at or kept[1].shape != tensor.shape:
-            array = _array(tensor)
-            if array.ctypes.data != at:
-                return array  # a copy, since the tensor has another order
-            kept = self._views[name] = (at, array)
+            kept = self._views[name] = (at, _array(tensor))
         return kept[1]
+
+    def forget(self) -> None:
+        """Let go of the arrays over parameters."""
+        self._views.clear()
 
     def windows(self, image: tuple[int, int, int], kernel: list[int], dilation: list[int]) -> Pattern:
         """The pattern of a kernel ``[rows, channels * height * width]`` as offsets into a flat image; the last is kept.
@@ -68,7 +71,8 @@ class Stored:
         ``image`` is channels, height and width with the padding.
         """
         key = (*image, *kernel, *dilation)
-        if key not in self._windows:
+        pattern = self._windows.get(key)
+        if pattern is None:
             channels, height, width = image
             taps = dilation[0] * np.arange(kernel[0])[:, None] * width + dilation[1] * np.arange(kernel[1])
             offsets = (np.arange(channels)[:, None] * height * width + taps.ravel()).ravel()
@@ -76,7 +80,7 @@ class Stored:
             columns = channels * height * width - batch + 1
             pattern = Pattern(self.of.ptr, offsets[self.of.index], group=self.of.group, columns=columns)
             self._windows = {key: pattern}
-        return self._windows[key]
+        return pattern
 
 
 def _places(image: tuple[int, ...], kernel: list[int], dilation: list[int]) -> tuple[int, int, int]:
@@ -86,11 +90,14 @@ def _places(image: tuple[int, ...], kernel: list[int], dilation: list[int]) -> t
 
 
 def plainly(*tensors: Tensor | None) -> bool:
-    """Whether nothing looks at what is done to these tensors: no gradient, compiler or trace, and none is a subclass.
+    """Whether nothing looks at what is done to these tensors: no gradient, compiler, trace, transform or dispatch mode,
+    and none is a subclass.
 
     The operators then run as functions: an operator's way through torch costs more than a small layer's product.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.maybe_current_level() is not None:
         return False
     graded = torch.is_grad_enabled()
     for t in tensors:  # noqa: SIM110 (a generator would cost as much as the rest)
@@ -232,7 +239,7 @@ def _slide_now(
     channels, height, width = x.shape[1], x.shape[2] + 2 * up, x.shape[3] + 2 * left
     high, wide, _ = _places((channels, height, width), kernel_size, dilation)
     out = np.empty((len(x), rows, high, wide), images.dtype)
-    each = max(1, _TOGETHER // (channels * height * width)) if together else 1
+    each = max(1, _TOGETHER // max(channels * height * width, 1)) if together else 1
     for at in range(0, len(x), each):
         some = images[at : at + each].swapaxes(0, 1)
         tall = np.zeros((channels, some.shape[1], height, width), images.dtype)
@@ -317,7 +324,7 @@ def _is_turned(x: Tensor) -> bool:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """In C order; of a transposed view, as outputs of modules are, by our own loops."""
+    """In C order; of a transposed view by our own loops."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.is_contiguous():

@@ -163,9 +163,8 @@ def reconstruction(noise: float, generator: torch.Generator) -> Callable[[nn.Mod
     """The loss of a denoising autoencoder: half the squared error of a row, the mean over rows."""
 
     def loss(model: nn.Module, rows: Float[Tensor, "batch inputs"]) -> Tensor:
-        clean = rows.t().contiguous().t()  # feature-major, as the sparse products read and write
-        noisy = clean + noise * torch.randn(clean.t().shape, generator=generator).t() if noise else clean
-        return 0.5 * (model(noisy) - clean).square().sum() / len(rows)
+        noisy = rows + noise * torch.randn(rows.t().shape, generator=generator).t() if noise else rows
+        return 0.5 * (model(noisy) - rows).square().sum() / len(rows)
 
     return loss
 

@@ -102,7 +102,7 @@ class _Gaussian:
     def _record(self, x: Tensor, out: Tensor, features_first: Callable[[Tensor], Tensor]) -> None:
         """Keep the input ``[columns, batch]`` and, when it comes, the derivative by the output ``[rows, batch]``."""
         if self.records is not None and out.requires_grad:
-            records, seen = self.records, x.detach()
+            records, seen = self.records, x.detach().clone()  # the caller may fill its batch anew
             out.register_hook(lambda grad: records.append((seen, features_first(grad.detach()))))
 
     def _stored_values(self) -> Tensor:
