@@ -55,7 +55,7 @@ void turn_columns(const T *x, std::int64_t rows, std::int64_t stride, std::int64
 
 // The same with threads, each taking whole lines of x.
 template <class T>
-void turn(const T *x, std::int64_t rows, std::int64_t columns, std::int64_t stride, T *out, std::int64_t out_stride,
+__attribute__((noinline)) void turn(const T *x, std::int64_t rows, std::int64_t columns, std::int64_t stride, T *out, std::int64_t out_stride,
           int asked) {
     constexpr std::int64_t line = 64 / sizeof(T);
     const std::int64_t lines = (columns + line - 1) / line;

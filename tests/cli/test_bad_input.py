@@ -148,13 +148,18 @@ class Slow(Largest):
 """
 
 
+def listening():
+    """A shell starts what runs in the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     (tmp_path / "slow_here.py").write_text(SLOW)
     path = str(Path(__file__).parents[1] / "compare")
     command = [sys.executable, "-m", "ellzero.cli", "compare", TASK, "--methods", "slow_here:Slow"]
     command += ["--budgets", "1,2,3,4,5,6,7,8,9,10", "--out", "run", "--quiet"]
     run = {"cwd": tmp_path, "env": {"PYTHONPATH": path, "PATH": "/usr/bin", "PAUSE": "120"}, "text": True}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, **run)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=listening, **run)
     points = tmp_path / "run" / "points.jsonl"
     deadline = time.monotonic() + 300
     while not (points.exists() and points.stat().st_size):

@@ -82,6 +82,7 @@ def test_the_road_in_clean_processes(road):
     server = subprocess.Popen(
         [sys.executable, "-m", "ellzero.cli", "serve", "chosen/index", "--texts", "corpus.jsonl", "--port", "0"],
         cwd=road, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs lack
     )  # fmt: skip
     try:
         address = re.search(r"http://\S+", server.stdout.readline())[0]
