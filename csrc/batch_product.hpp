@@ -61,7 +61,8 @@ void batch_product(SparseRows<T, Index, Value> w, const T *x, std::int64_t batch
 
 // The gradient of the stored values for a batch of rows: grad [batch, rows], x [batch, columns].
 template <int R, class T, class Index>
-void batch_gradient(SparseRows<T, Index, T> w, const T *grad, const T *x, std::int64_t batch, T *gradient, int asked) {
+void batch_gradient(const SparseRows<T, Index, T> &w, const T *grad, const T *x, std::int64_t batch, T *gradient,
+                    int asked) {
     const std::int64_t rows = w.groups * R;
     Room<T, 2> features(w.columns * batch);
     Room<T, 3> outputs(rows * batch);

@@ -182,8 +182,10 @@ void gradient(const Pattern &pattern, nb::handle grad_, nb::handle x_, nb::handl
             pattern.cut.empty() ? nullptr : pattern.cut.data(), pattern.block, nullptr};
         with_group(pattern.group, [&](auto r) {
             constexpr int R = decltype(r)::value;
-            (by_rows ? batch_gradient<R, T, std::decay_t<decltype(*index)>> : values_gradient<R, T, std::decay_t<decltype(*index)>>)(
-                w, grad.data(), x.data(), batch, out.data(), n_threads);
+            if (by_rows)
+                batch_gradient<R>(w, grad.data(), x.data(), batch, out.data(), n_threads);
+            else
+                values_gradient<R>(w, grad.data(), x.data(), batch, out.data(), n_threads);
         });
     };
     pattern.is_narrow() ? run(pattern.narrow.data()) : run(pattern.wide.data());

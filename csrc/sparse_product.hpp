@@ -272,10 +272,11 @@ void blocked_part(const SparseRows<T, Index, Value> &w, const T *x, T *out, std:
 }
 
 // out[i, :batch] = sum_k value[k] X[index[k], :batch] for the rows of the groups [from, to), `tile` columns at a time.
-// Not inlined, since it is compiled for every caller else.
+// Not inlined: it has several callers, and a copy of these loops in each is minutes of compilation.
 template <int R, class T, class Index, class Value>
-__attribute__((noinline)) void product_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t batch, T *out,
-                  std::int64_t out_stride, std::int64_t tile, std::int64_t from, std::int64_t to) {
+__attribute__((noinline)) void product_part(const SparseRows<T, Index, Value> &w, const T *x, std::int64_t batch,
+                                            T *out, std::int64_t out_stride, std::int64_t tile, std::int64_t from,
+                                            std::int64_t to) {
     std::int64_t begin = 0;
     if constexpr (R == 1) {
         constexpr std::int64_t n = Vec<T>::n;
@@ -479,8 +480,8 @@ void values_gradient_part(const SparseRows<T, Index, T> &w, const T *grad, const
 }
 
 template <int R, class T, class Index>
-__attribute__((noinline)) void values_gradient(SparseRows<T, Index, T> w, const T *grad, const T *x, std::int64_t batch, T *gradient,
-                     int asked) {
+__attribute__((noinline)) void values_gradient(const SparseRows<T, Index, T> &w, const T *grad, const T *x,
+                                               std::int64_t batch, T *gradient, int asked) {
     const int threads = threads_for((w.ptr[w.groups] - w.ptr[0] + w.groups) * R * batch, asked, 1 << 18);
     by_entries(w.ptr, w.groups, threads, [&](std::int64_t from, std::int64_t to) {
         values_gradient_part<R>(w, grad, x, batch, gradient, from, to);

@@ -55,12 +55,13 @@ void turn_columns(const T *x, std::int64_t rows, std::int64_t stride, std::int64
 
 // The same with threads, each taking whole lines of x.
 template <class T>
-__attribute__((noinline)) void turn(const T *x, std::int64_t rows, std::int64_t columns, std::int64_t stride, T *out, std::int64_t out_stride,
-          int asked) {
+__attribute__((noinline)) void turn(const T *x, std::int64_t rows, std::int64_t columns, std::int64_t stride, T *out,
+                                    std::int64_t out_stride, int asked) {
     constexpr std::int64_t line = 64 / sizeof(T);
     const std::int64_t lines = (columns + line - 1) / line;
-    const int threads = static_cast<int>(std::min<std::int64_t>(threads_for(rows * columns, asked, 1 << 18), std::max<std::int64_t>(lines, 1)));
-    in_parts(lines, threads, [&](std::int64_t from, std::int64_t to) {
+    const std::int64_t most = std::max<std::int64_t>(lines, 1);
+    const std::int64_t threads = std::min<std::int64_t>(threads_for(rows * columns, asked, 1 << 18), most);
+    in_parts(lines, static_cast<int>(threads), [&](std::int64_t from, std::int64_t to) {
         turn_columns(x, rows, stride, from * line, std::min(to * line, columns), out, out_stride);
     });
 }

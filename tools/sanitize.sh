@@ -38,7 +38,8 @@ import numpy as np
 
 from ellzero import kernels
 from ellzero.kernels import reference
-from ellzero.kernels.sparse import Pattern, nm_product, pack_places
+from ellzero.kernels.nm import nm_product, pack_places
+from ellzero.kernels.sparse import Pattern
 
 assert "build/sanitize" in kernels.native.__file__
 end, count, draw = time.monotonic() + float(sys.argv[1]), 0, np.random.default_rng()

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 
 from ellzero import kernels
 from ellzero.errors import InputError
-from ellzero.kernels.sparse import (
-    GROUPS,
-    Pattern,
-    narrowed,
-    nm_product,
-    nmg_product,
-    pack_places,
-    place_bits,
-    turn,
-    unpack_places,
-    widened,
-)
+from ellzero.kernels.nm import nm_product, nmg_product, pack_places, place_bits, unpack_places
+from ellzero.kernels.sparse import GROUPS, Pattern, narrowed, turn, widened
 
 needs_native = pytest.mark.skipif(not kernels.live, reason="no compiled module is live")
 BATCHES = (0, 1, 2, 3, 8, 17, 64, 130, 257)

@@ -155,14 +155,13 @@ def test_the_operators_hold_to_their_fakes():
     stored = Stored(pattern)
     value = torch.randn(len(pattern.index), 4, requires_grad=True)
     x, bias = torch.randn(8, 3, requires_grad=True), torch.randn(8, requires_grad=True)
-    torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, x, bias, 8))
+    torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, x, bias, 8, False))
     rows = torch.randn(3, 8, requires_grad=True)
-    torch.library.opcheck(torch.ops.ellzero.stored_layer.default, (stored.handle, value, rows, bias, 8))
+    torch.library.opcheck(torch.ops.ellzero.stored_product.default, (stored.handle, value, rows, bias, 8, True))
     image, sizes = torch.randn(2, 2, 5, 4), ([2, 2], [1, 1], [1, 0])
-    for together in (False, True):
-        torch.library.opcheck(
-            torch.ops.ellzero.stored_slide.default, (stored.handle, value.detach(), image, None, 8, *sizes, together)
-        )
+    torch.library.opcheck(
+        torch.ops.ellzero.stored_slide.default, (stored.handle, value.detach(), image, None, 8, *sizes)
+    )
 
 
 @pytest.mark.parametrize(("layout", "options"), LAYOUTS, ids=ids)
@@ -248,7 +247,6 @@ def test_what_is_moved_away_is_let_go():
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("layout", ["csr", "row-group", "condensed"])
 def test_many_small_images_are_taken_together(layout, kernel, settings, monkeypatch):
-    from ellzero.layouts import nn as modules
     from ellzero.layouts import torch_ops
 
     dense = pruned(nn.Conv2d(5, 8, kernel, **settings)).double()
@@ -257,7 +255,6 @@ def test_many_small_images_are_taken_together(layout, kernel, settings, monkeypa
     with torch.no_grad():
         torch.testing.assert_close(sparse(x), dense(x))
         monkeypatch.setattr(torch_ops, "_TOGETHER", 1000)  # two images at a time, and one at the end
-        monkeypatch.setattr(modules, "_TOGETHER", 5 * kernel**2 * 63 * 2)
         torch.testing.assert_close(sparse(x), dense(x))
         assert sparse(x[:0]).shape == dense(x[:0]).shape
 

@@ -1,7 +1,7 @@
 """Products of sparse with dense matrices on NumPy arrays: the compiled kernels where they are live, else references.
 
-Lives here: ``Pattern`` (which places are stored, by groups of rows) with its products, and ``nm_product``. Does not
-live here: how a dense matrix becomes sparse, files and modules (``ellzero.layouts``), the loops (``csrc``).
+Lives here: ``Pattern`` (which places are stored, by groups of rows) with its products. Does not live here: products of
+n:m matrices (``nm``), how a dense matrix becomes sparse, files and modules (``ellzero.layouts``), the loops (``csrc``).
 Dense operands are feature-major, ``[features, batch]``, so that the batch lies along the registers; those of ``layer``
 and ``layer_gradient`` are ``[batch, features]``.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from ellzero.errors import InputError, check_array, check_choice, check_integer
 from ellzero.kernels._dispatch import CHOICE
 
-__all__ = ["GROUPS", "PRODUCT_DTYPES", "Pattern", "nm_product", "nmg_product", "turn"]
+__all__ = ["GROUPS", "PRODUCT_DTYPES", "Pattern", "narrowed", "turn", "widened"]
 
 GROUPS = (1, 4, 8)
 """Rows that may share one pattern."""
@@ -30,14 +30,15 @@ PRODUCT_DTYPES = {np.dtype(kind): np.dtype(np.float32) for kind in (np.float32, 
 PRODUCT_DTYPES[np.dtype(np.float64)] = np.dtype(np.float64)
 
 
-def _tile(features: int, batch: int, itemsize: int) -> int:
+def batch_tile(features: int, batch: int, itemsize: int) -> int:
     """Columns of the batch done at a time: all of them, or a multiple of 128 bytes' worth."""
     step = 128 // itemsize
     fits = max(_TILE_BYTES // max(features * itemsize, 1) // step, 1) * step
     return batch if batch <= fits else fits
 
 
-def _threads(n_threads: int | None) -> int:
+def threads_asked(n_threads: int | None) -> int:
+    """As the compiled kernels take it: 0 means all."""
     if type(n_threads) is int and n_threads > 0:
         return n_threads
     return 0 if n_threads is None else check_integer("n_threads", n_threads, at_least=1)
@@ -143,7 +144,7 @@ class Pattern:
                 return quick
         if value.dtype not in PRODUCT_DTYPES:
             check_choice("value.dtype", value.dtype.name, tuple(kind.name for kind in PRODUCT_DTYPES))
-        x = _dense("x", x, self.columns, PRODUCT_DTYPES[value.dtype])
+        x = operand("x", x, self.columns, PRODUCT_DTYPES[value.dtype])
         return self._run(value, x, x.shape[1], bias, scale, out, n_threads)
 
     def quick(
@@ -164,9 +165,9 @@ class Pattern:
         else:
             return None
         if self.columns * tile * x.itemsize > _TILE_BYTES:
-            tile = _tile(self.columns, tile, x.itemsize)
+            tile = batch_tile(self.columns, tile, x.itemsize)
         out = np.empty(size, x.dtype)
-        return out if self._native.quick(value, x, out, scale, bias, tile, _threads(n_threads)) else None
+        return out if self._native.quick(value, x, out, scale, bias, tile, threads_asked(n_threads)) else None
 
     def layer(
         self, value: np.ndarray, x: np.ndarray, *, bias: np.ndarray | None = None, scale: np.ndarray | None = None,
@@ -187,7 +188,7 @@ class Pattern:
             value = value.reshape(-1, 1)
         if self._native is not None and type(x) is np.ndarray and x.ndim == 2:
             out = np.empty((len(x), self._rows), x.dtype)
-            if self._native.quick(value, x, out, scale, bias, 0, _threads(n_threads), True):
+            if self._native.quick(value, x, out, scale, bias, 0, threads_asked(n_threads), True):
                 return out
         return np.ascontiguousarray(
             self.product(value, np.ascontiguousarray(x.T), bias=bias, scale=scale, n_threads=n_threads).T
@@ -222,7 +223,7 @@ class Pattern:
         for name, row in (("bias", bias), ("scale", scale)):
             if row is not None and (row.shape != (self.rows,) or row.dtype != kind):
                 raise InputError(f"{name}: got {row.dtype} {row.shape}, want {kind} {(self.rows,)}")
-        threads = _threads(n_threads)
+        threads = threads_asked(n_threads)
         if out is None:
             out = np.empty((self.rows, batch), kind)
         if self._native is None:
@@ -232,10 +233,10 @@ class Pattern:
             return out
         # the windows of a convolution overlap: together they are as large as x itself
         features = self.columns if x.ndim == 2 else -(-len(x) // batch)
-        tile = _tile(features, batch, kind.itemsize)
+        tile = batch_tile(features, batch, kind.itemsize)
         if not value.flags.c_contiguous:
             value = np.ascontiguousarray(value)
-        CHOICE.module.sparse_product(self._native, value, x, out, _row(scale), _row(bias), tile, threads)
+        CHOICE.module.sparse_product(self._native, value, x, out, row_or_none(scale), row_or_none(bias), tile, threads)
         return out
 
     def _reference(self, value: np.ndarray, x: np.ndarray, bias: Any, scale: Any) -> np.ndarray:
@@ -246,10 +247,6 @@ class Pattern:
         out = out if scale is None else out * scale[:, None]
         return out if bias is None else out + bias[:, None]
 
-    def layer_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
-        """``values_gradient`` for a batch of rows: ``grad`` ``[batch, rows]`` and ``x`` ``[batch, columns]``."""
-        return self._gradient(grad, x, n_threads, by_rows=True)
-
     def values_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
         """``[entries, group]``: the derivative of ``sum(grad * (W x))`` by the stored values, and by no other.
 
@@ -259,14 +256,18 @@ class Pattern:
         """
         return self._gradient(grad, x, n_threads, by_rows=False)
 
+    def layer_gradient(self, grad: np.ndarray, x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
+        """``values_gradient`` for a batch of rows: ``grad`` ``[batch, rows]`` and ``x`` ``[batch, columns]``."""
+        return self._gradient(grad, x, n_threads, by_rows=True)
+
     def _gradient(self, grad: np.ndarray, x: np.ndarray, n_threads: int | None, by_rows: bool) -> np.ndarray:
         if self.order is not None:
             raise InputError("pattern: got one whose values lie in another's order; take the gradient of that one")
         kind, axis = np.dtype(np.float64 if x.dtype == np.float64 else np.float32), int(by_rows)
-        x, grad = _dense("x", x, self.columns, kind, axis), _dense("grad", grad, self.rows, kind, axis)
+        x, grad = operand("x", x, self.columns, kind, axis), operand("grad", grad, self.rows, kind, axis)
         if x.shape[1 - axis] != grad.shape[1 - axis]:
             raise InputError(f"grad: got a batch of {grad.shape[1 - axis]}, want {x.shape[1 - axis]} as x")
-        threads = _threads(n_threads)
+        threads = threads_asked(n_threads)
         out = np.empty((len(self.index), self.group), kind)
         if self._native is None:
             x, grad = (x.T, grad.T) if by_rows else (x, grad)
@@ -282,113 +283,14 @@ def _unpickled(ptr: np.ndarray, index: np.ndarray, group: int, columns: int, ord
     return Pattern(ptr, index, group=group, columns=columns, order=order)
 
 
-def nm_product(
-    place: np.ndarray, value: np.ndarray, x: np.ndarray, *, n: int, m: int, bias: np.ndarray | None = None,
-    n_threads: int | None = None,
-) -> np.ndarray:  # fmt: skip
-    """``W x + bias`` for an N:M matrix: each row stores n of every m neighbouring columns.
-
-    Parameters
-    ----------
-    place : uint8 ``[rows, bytes]``: for each value its place within the m, packed in 2, 4 or 8 bits, lowest first.
-    value : ``[rows, columns / m * n]`` float32 or float64.
-    x : ``[columns, batch]``, of the dtype of ``value``.
-    """
-    kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
-    columns = value.shape[1] // n * m
-    x = _dense("x", x, columns, kind)
-    threads = _threads(n_threads)
-    if CHOICE.module is None:
-        index = unpack_places(place, value.shape[1], m) + np.repeat(np.arange(0, columns, m), n)
-        out = np.einsum("ij,ijb->ib", value, x[index]) if value.size else np.zeros((len(value), x.shape[1]), kind)
-        return out if bias is None else out + bias[:, None]
-    out = np.empty((len(value), x.shape[1]), kind)
-    tile = _tile(columns, x.shape[1], kind.itemsize)
-    CHOICE.module.nm_product(place, value, x, out, _row(bias), n, m, place_bits(m), tile, threads)
-    return out
-
-
-def nmg_product(
-    row: np.ndarray, place: np.ndarray, value: np.ndarray, x: np.ndarray, *, m: int, bias: np.ndarray | None = None,
-    seat: np.ndarray | None = None, turned: bool = False, n_threads: int | None = None,
-) -> np.ndarray:  # fmt: skip
-    """``W x + bias`` for an n:m:g matrix, or ``W' x``: the columns of every seat of a chunk are known beforehand.
-
-    Parameters
-    ----------
-    row : uint16 ``[chunks, blocks, seats]``: which row of the chunk (of as many rows as seats) has each seat.
-    place : uint8 ``[seats, n]``: the columns of each seat among m; the same for every chunk.
-    value : ``[chunks, blocks, seats, n]`` float32 or float64.
-    seat : the inverse of ``row`` along its last axis, uint16; made where it is not given.
-    x : ``[blocks * m, batch]``, or ``[chunks * seats, batch]`` where ``turned``; of the dtype of ``value``.
-    """
-    chunks, blocks, seats, n = value.shape
-    rows, columns = chunks * seats, blocks * m
-    kind = np.dtype(np.float64 if value.dtype == np.float64 else np.float32)
-    x = _dense("x", x, rows if turned else columns, kind)
-    threads = _threads(n_threads)
-    if CHOICE.module is None:
-        return _nmg_reference(row, np.arange(blocks)[:, None, None] * m + place, value, x, bias, columns, turned)
-    seat = np.argsort(row, axis=-1).astype(np.uint16) if seat is None else seat
-    out = np.empty((columns if turned else rows, x.shape[1]), kind)
-    CHOICE.module.nmg_product(
-        row.reshape(-1, seats), seat.reshape(-1, seats), place, value.reshape(-1, n), x, out, _row(bias), m, seats,
-        turned, threads,
-    )  # fmt: skip
-    return out
-
-
-def _nmg_reference(
-    row: np.ndarray, column: np.ndarray, value: np.ndarray, x: np.ndarray, bias: Any, columns: int, turned: bool
-) -> np.ndarray:  # fmt: skip
-    """Over stored entries; ``column`` ``[blocks, seats, n]``."""
-    chunks, _, seats, _ = value.shape
-    row = row.astype(np.int64)
-    if turned:
-        seated = np.take_along_axis(x.reshape(chunks, 1, seats, x.shape[1]), row[..., None], axis=2)
-        out = np.zeros((columns, x.shape[1]), x.dtype)
-        np.add.at(out, column, np.einsum("cjsn,cjsb->jsnb", value, seated))
-        return out
-    sums = np.einsum("cjsn,jsnb->cjsb", value, x[column])
-    out = (
-        np.take_along_axis(sums, np.argsort(row, axis=-1)[..., None], axis=2)
-        .sum(axis=1)
-        .reshape(chunks * seats, x.shape[1])
-    )
-    return out if bias is None else out + bias[:, None]
-
-
 def turn(x: np.ndarray, *, n_threads: int | None = None) -> np.ndarray:
     """The transpose of a float32 or float64 matrix, C-contiguous: a batch to feature-major and back."""
-    x = _dense("x", x, len(x), np.dtype(np.float64 if x.dtype == np.float64 else np.float32))
+    x = operand("x", x, len(x), np.dtype(np.float64 if x.dtype == np.float64 else np.float32))
     if CHOICE.module is None:
         return np.ascontiguousarray(x.T)
     out = np.empty(x.shape[::-1], x.dtype)
-    CHOICE.module.turn(x, out, _threads(n_threads))
+    CHOICE.module.turn(x, out, threads_asked(n_threads))
     return out
-
-
-def place_bits(m: int) -> int:
-    """Bits that a place among m takes when packed."""
-    return 2 if m <= 4 else 4 if m <= 16 else 8
-
-
-def pack_places(place: np.ndarray, m: int) -> np.ndarray:
-    """``[rows, k]`` places among m as ``[rows, bytes]`` uint8."""
-    bits = place_bits(m)
-    each = 8 // bits
-    padded = np.zeros((len(place), -(-place.shape[1] // each) * each), np.uint8)
-    padded[:, : place.shape[1]] = place
-    shifted = padded.reshape(len(place), padded.shape[1] // each, each) << (np.arange(each, dtype=np.uint8) * bits)
-    return np.bitwise_or.reduce(shifted, axis=-1).astype(np.uint8)
-
-
-def unpack_places(packed: np.ndarray, k: int, m: int) -> np.ndarray:
-    """The inverse of ``pack_places``, int64 ``[rows, k]``."""
-    bits = place_bits(m)
-    each = 8 // bits
-    spread = (packed[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
-    return np.minimum(spread.reshape(len(packed), packed.shape[1] * each)[:, :k].astype(np.int64), m - 1)
 
 
 def widened(value: np.ndarray) -> np.ndarray:
@@ -412,7 +314,13 @@ def _whole(name: str, given: Any) -> np.ndarray:
     return np.array(array, dtype=np.int64)
 
 
-def _dense(name: str, x: np.ndarray, features: int, kind: np.dtype, axis: int = 0) -> np.ndarray:
+def operand(name: str, x: np.ndarray, features: int, kind: np.dtype, axis: int = 0) -> np.ndarray:
+    """A dense matrix of ``kind`` in C order, with so many features along ``axis``.
+
+    Raises
+    ------
+    InputError : another shape or dtype.
+    """
     if type(x) is np.ndarray and x.ndim == 2 and x.shape[axis] == features and x.dtype == kind and x.flags.c_contiguous:
         return x  # nothing to say: small products would spend most of their time in the checks
     x = check_array(name, x, ndim=2, shape=((features, None), (None, features))[axis], finite=False, allow_empty=True)
@@ -421,5 +329,6 @@ def _dense(name: str, x: np.ndarray, features: int, kind: np.dtype, axis: int = 
     return np.ascontiguousarray(x)
 
 
-def _row(array: np.ndarray | None) -> np.ndarray | None:
+def row_or_none(array: np.ndarray | None) -> np.ndarray | None:
+    """A row in C order, where there is one."""
     return None if array is None else np.ascontiguousarray(array)

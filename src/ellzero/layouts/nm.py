@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ellzero.errors import InputError, check_integer
-from ellzero.kernels.sparse import Pattern, nm_product, pack_places, unpack_places
+from ellzero.kernels.nm import nm_product, pack_places, unpack_places
+from ellzero.kernels.sparse import Pattern
 from ellzero.layouts.base import Layout, checked_dense, columns_first
 from ellzero.registry import register
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ellzero.errors import InputError, check_integer
-from ellzero.kernels.sparse import nmg_product
+from ellzero.kernels.nm import nmg_product
 from ellzero.layouts.base import Layout, checked_dense, columns_first
 from ellzero.layouts.grouped import CSR
 from ellzero.registry import register

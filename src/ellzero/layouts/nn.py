@@ -22,13 +22,10 @@ from ellzero.layouts.base import Layout
 from ellzero.layouts.condensed import Condensed
 from ellzero.layouts.device import product_on_device
 from ellzero.layouts.grouped import CSR, RowGroup
-from ellzero.layouts.torch_ops import Stored, layer, product, slide
+from ellzero.layouts.torch_ops import SMALL, Stored, layer, product, slide, together
 from ellzero.registry import register
 
 __all__ = ["SparseConv2d", "SparseLinear", "as_layout"]
-
-# Images with fewer places than this are multiplied together, so many that they take this many numbers when unfolded.
-_SMALL, _TOGETHER = 256, 1 << 19
 
 
 def as_layout(weight: Tensor | np.ndarray, layout: str | Layout, **settings: Any) -> Layout:
@@ -244,7 +241,7 @@ class SparseConv2d(_Sparse):
 
     A 1 x 1 kernel with stride 1 reads the image as it lies (channels are the features). Other kernels with stride 1
     slide over the flat padded image without unfolding it, when no gradient is asked for and the layout is CSR or row
-    groups; otherwise the image is unfolded. Without gradients small images (under 256 places) are laid side by side and
+    groups; otherwise the image is unfolded. Without gradients small images (under 128 places) are laid side by side and
     multiplied together.
     """
 
@@ -284,14 +281,13 @@ class SparseConv2d(_Sparse):
         if min(size) < 1:
             raise InputError(f"x: got an image of {tuple(x.shape[2:])}, which is smaller than the kernel")
         plain = self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-        small = len(x) > 1 and size[0] * size[1] < _SMALL and self._infers(x)
-        if small and (plain or not self._can_slide(x)):
+        if not plain and self._can_slide(x):
+            sizes = self.kernel_size, self.dilation, self.padding
+            return slide(self._stored, self._stored_values(), x, self.bias, *sizes)
+        if len(x) > 1 and size[0] * size[1] < SMALL and self._infers(x):
             return self._together(x, plain, size)
         if plain:
             rows = [self._apply_weight(image.reshape(self.in_channels, -1)) for image in x]
-        elif self._can_slide(x):
-            sizes = self.kernel_size, self.dilation, self.padding
-            return slide(self._stored, self._stored_values(), x, self.bias, *sizes, small)
         else:
             columns = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
             rows = [self._apply_weight(image) for image in columns]
@@ -299,10 +295,9 @@ class SparseConv2d(_Sparse):
         return whole.reshape(len(x), self.out_channels, *size)
 
     def _together(self, x: Tensor, plain: bool, size: list[int]) -> Tensor:
-        """Small images in one product, their places side by side, a few megabytes at a time."""
+        """Small images in one product, their places side by side."""
         out = x.new_empty(len(x), self.out_channels, *size)
-        places = size[0] * size[1]
-        each = max(1, _TOGETHER // max(self._facts["shape"][1] * places, 1))
+        each = together(self._facts["shape"][1] * size[0] * size[1])
         for at in range(0, len(x), each):
             images = x[at : at + each]
             if not plain:

@@ -1,7 +1,7 @@
 """Products of stored matrices as torch custom operators, with exact gradients at the stored places only.
 
-Lives here: ``Stored`` (a layout that operators can name), ``product``, ``layer``, ``slide`` and ``turn``. Does not live
-here: modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by
+Lives here: ``Stored`` (a layout that operators can name), ``product``, ``layer`` and ``slide``. Does not live here:
+modules (``nn``), the loops (``kernels.sparse``). An operator takes tensors and numbers, so it names its layout by
 a handle; the module that owns the layout keeps it alive.
 """
 
@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ellzero.kernels.sparse import Pattern
-from ellzero.kernels.sparse import turn as turn_array
+from ellzero.kernels.sparse import Pattern, turn
 from ellzero.layouts.base import Layout
 
-__all__ = ["Stored", "layer", "plainly", "product", "slide", "turn"]
+__all__ = ["SMALL", "Stored", "layer", "plainly", "product", "slide", "together"]
+
+SMALL = 128
+"""Places of an image below which a batch of images is multiplied together."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TOGETHER = 1 << 18  # numbers of the images that are taken as one
@@ -89,6 +91,11 @@ def _places(image: tuple[int, ...], kernel: list[int], dilation: list[int]) -> t
     return high, wide, (high - 1) * image[2] + wide
 
 
+def together(numbers: int) -> int:
+    """How many images of so many numbers each make about a megabyte."""
+    return max(1, _TOGETHER // max(numbers, 1))
+
+
 def plainly(*tensors: Tensor | None) -> bool:
     """Whether nothing looks at what is done to these tensors: no gradient, compiler, trace, transform or dispatch mode,
     and none is a subclass.
@@ -106,66 +113,6 @@ def plainly(*tensors: Tensor | None) -> bool:
     return True
 
 
-def layer(
-    stored: Stored, value: Tensor | None, x: Float[Tensor, "batch columns"], bias: Tensor | None = None
-) -> Float[Tensor, "batch rows"]:
-    """``x W' + bias`` on the CPU for a batch of rows, in C order; gradients as those of ``product``."""
-    if plainly(value, x, bias):
-        return _layer_now(stored, value, x, bias)
-    return _layer(stored.handle, value, x, bias, stored.rows)
-
-
-def _layer_now(stored: Stored, value: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    row, threads = None if bias is None else stored.view("bias", bias), torch.get_num_threads()
-    if value is None:
-        return torch.from_numpy(stored.of.layer(_array(x), bias=row, n_threads=threads))
-    return torch.from_numpy(stored.of.layer(stored.view("value", value), _array(x), bias=row, n_threads=threads))
-
-
-@torch.library.custom_op("ellzero::stored_layer", mutates_args=())
-def _layer(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    return _layer_now(_ALIVE[handle], value, x, bias)
-
-
-@_layer.register_fake
-def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    return x.new_empty((x.shape[0], rows))
-
-
-@torch.library.custom_op("ellzero::stored_layer_turned", mutates_args=())
-def _layer_turned(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
-    stored, threads = _ALIVE[handle], torch.get_num_threads()
-    if isinstance(stored.of, Pattern):
-        return torch.from_numpy(stored.turned.layer(_array(value), _array(grad), n_threads=threads))
-    out = stored.of.rmatmul(turn_array(_array(grad), n_threads=threads), n_threads=threads)
-    return torch.from_numpy(turn_array(np.ascontiguousarray(out), n_threads=threads))
-
-
-@_layer_turned.register_fake
-def _(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
-    return grad.new_empty((grad.shape[0], columns))
-
-
-@torch.library.custom_op("ellzero::stored_layer_values", mutates_args=())
-def _layer_values(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
-    pattern = _ALIVE[handle].of
-    return torch.from_numpy(pattern.layer_gradient(_array(grad), _array(x), n_threads=torch.get_num_threads()))
-
-
-@_layer_values.register_fake
-def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
-    return torch.empty_like(like)
-
-
-def _layer_backward(ctx, grad: Tensor):
-    value, x = ctx.saved_tensors
-    grad = grad.contiguous()
-    by_value = _layer_values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
-    by_x = _layer_turned(ctx.handle, value, grad, x.shape[1]) if ctx.needs_input_grad[2] else None
-    by_bias = grad.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
-    return None, by_value, by_x, by_bias, None
-
-
 def product(
     stored: Stored, value: Tensor | None, x: Float[Tensor, "columns batch"], bias: Tensor | None = None
 ) -> Float[Tensor, "rows batch"]:
@@ -173,73 +120,110 @@ def product(
 
     ``value`` ``[entries, group]`` belongs to a pattern; a layout has its own values, which get no gradient.
     """
-    way = _product_now if plainly(value, x, bias) else _product
-    return way(stored.handle, value, x, bias, stored.rows)
+    return _either(stored, value, x, bias, by_rows=False)
 
 
-def _product_now(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    of, threads = _ALIVE[handle].of, torch.get_num_threads()
-    columns, row = _array(x), None if bias is None else _array(bias)
-    if isinstance(of, Pattern):
-        return torch.from_numpy(of.product(_array(value), columns, bias=row, n_threads=threads))
-    return torch.from_numpy(np.ascontiguousarray(of.matmul(columns, bias=row, n_threads=threads)))
+def layer(
+    stored: Stored, value: Tensor | None, x: Float[Tensor, "batch columns"], bias: Tensor | None = None
+) -> Float[Tensor, "batch rows"]:
+    """``x W' + bias`` for a batch of rows; else as ``product``."""
+    return _either(stored, value, x, bias, by_rows=True)
 
 
-_product = torch.library.custom_op("ellzero::stored_product", _product_now, mutates_args=())
+def _either(stored: Stored, value: Tensor | None, x: Tensor, bias: Tensor | None, by_rows: bool) -> Tensor:
+    if plainly(value, x, bias):
+        return _product_now(stored, value, x, bias, by_rows)
+    return _product(stored.handle, value, x, bias, stored.rows, by_rows)
+
+
+def _product_now(stored: Stored, value: Tensor | None, x: Tensor, bias: Tensor | None, by_rows: bool) -> Tensor:
+    of, row = stored.of, None if bias is None else stored.view("bias", bias)
+    run = of.layer if by_rows else of.product if isinstance(of, Pattern) else of.matmul
+    given = (_array(x),) if value is None else (stored.view("value", value), _array(x))
+    return torch.from_numpy(np.ascontiguousarray(run(*given, bias=row, n_threads=torch.get_num_threads())))
+
+
+@torch.library.custom_op("ellzero::stored_product", mutates_args=())
+def _product(
+    handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int, by_rows: bool
+) -> Tensor:  # fmt: skip
+    return _product_now(_ALIVE[handle], value, x, bias, by_rows)
 
 
 @_product.register_fake
-def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    return x.new_empty((rows, x.shape[1]))
+def _(handle: int, value: Tensor | None, x: Tensor, bias: Tensor | None, rows: int, by_rows: bool) -> Tensor:
+    return x.new_empty((x.shape[0], rows) if by_rows else (rows, x.shape[1]))
 
 
 @torch.library.custom_op("ellzero::stored_product_turned", mutates_args=())
-def _turned(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
-    stored, threads = _ALIVE[handle], torch.get_num_threads()
-    if not isinstance(stored.of, Pattern):
-        return torch.from_numpy(np.ascontiguousarray(stored.of.rmatmul(_array(grad), n_threads=threads)))
-    return torch.from_numpy(stored.turned.product(_array(value), _array(grad), n_threads=threads))
+def _turned(handle: int, value: Tensor | None, grad: Tensor, columns: int, by_rows: bool) -> Tensor:
+    stored, threads, given = _ALIVE[handle], torch.get_num_threads(), _array(grad)
+    if isinstance(stored.of, Pattern):
+        run = stored.turned.layer if by_rows else stored.turned.product
+        return torch.from_numpy(run(_array(value), given, n_threads=threads))
+    given = turn(given, n_threads=threads) if by_rows else given
+    out = np.ascontiguousarray(stored.of.rmatmul(given, n_threads=threads))
+    return torch.from_numpy(turn(out, n_threads=threads) if by_rows else out)
 
 
 @_turned.register_fake
-def _(handle: int, value: Tensor | None, grad: Tensor, columns: int) -> Tensor:
-    return grad.new_empty((columns, grad.shape[1]))
+def _(handle: int, value: Tensor | None, grad: Tensor, columns: int, by_rows: bool) -> Tensor:
+    return grad.new_empty((grad.shape[0], columns) if by_rows else (columns, grad.shape[1]))
 
 
 @torch.library.custom_op("ellzero::stored_values_gradient", mutates_args=())
-def _values(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+def _values(handle: int, grad: Tensor, x: Tensor, like: Tensor, by_rows: bool) -> Tensor:
     pattern = _ALIVE[handle].of
-    return torch.from_numpy(pattern.values_gradient(_array(grad), _array(x), n_threads=torch.get_num_threads()))
+    run = pattern.layer_gradient if by_rows else pattern.values_gradient
+    return torch.from_numpy(run(_array(grad), _array(x), n_threads=torch.get_num_threads()))
 
 
 @_values.register_fake
-def _(handle: int, grad: Tensor, x: Tensor, like: Tensor) -> Tensor:
+def _(handle: int, grad: Tensor, x: Tensor, like: Tensor, by_rows: bool) -> Tensor:
     return torch.empty_like(like)
+
+
+def _setup(ctx, inputs, output) -> None:
+    handle, value, x, bias, _, by_rows = inputs
+    ctx.handle, ctx.has_bias, ctx.by_rows = handle, bias is not None, by_rows
+    ctx.stored = _ALIVE.get(handle)  # alive until the gradient is taken
+    ctx.save_for_backward(value, x)
+
+
+def _backward(ctx, grad: Tensor):
+    value, x = ctx.saved_tensors
+    grad, by_rows, needs = grad.contiguous(), ctx.by_rows, ctx.needs_input_grad
+    by_value = _values(ctx.handle, grad, x, value, by_rows) if value is not None and needs[1] else None
+    by_x = _turned(ctx.handle, value, grad, x.shape[int(by_rows)], by_rows) if needs[2] else None
+    by_bias = grad.sum(0 if by_rows else 1) if ctx.has_bias and needs[3] else None
+    return None, by_value, by_x, by_bias, None, None
+
+
+_product.register_autograd(_backward, setup_context=_setup)
 
 
 def slide(
     stored: Stored, value: Tensor, x: Float[Tensor, "n channels height width"], bias: Tensor | None,
-    kernel_size: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int], together: bool = False,
+    kernel_size: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int],
 ) -> Float[Tensor, "n rows high wide"]:  # fmt: skip
     """A convolution of stride 1 on images, which are read as they lie and never unfolded; for inference.
 
-    ``together``: as one tall image, a few megabytes at a time; faster where the images are small.
+    Images of fewer than ``SMALL`` places are read as one tall image, about a megabyte at a time.
     """
     way = _slide_now if plainly(value, x, bias) else _slide
-    sizes = list(kernel_size), list(dilation), list(padding)
-    return way(stored.handle, value, x, bias, stored.rows, *sizes, together)
+    return way(stored.handle, value, x, bias, stored.rows, list(kernel_size), list(dilation), list(padding))
 
 
 def _slide_now(
     handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int],
-    padding: list[int], together: bool,
+    padding: list[int],
 ) -> Tensor:  # fmt: skip
     images = _array(x)
     up, left = padding
     channels, height, width = x.shape[1], x.shape[2] + 2 * up, x.shape[3] + 2 * left
     high, wide, _ = _places((channels, height, width), kernel_size, dilation)
     out = np.empty((len(x), rows, high, wide), images.dtype)
-    each = max(1, _TOGETHER // max(channels * height * width, 1)) if together else 1
+    each = together(channels * height * width) if high * wide < SMALL else 1
     for at in range(0, len(x), each):
         some = images[at : at + each].swapaxes(0, 1)
         tall = np.zeros((channels, some.shape[1], height, width), images.dtype)
@@ -268,57 +252,15 @@ _slide = torch.library.custom_op("ellzero::stored_slide", _slide_now, mutates_ar
 @_slide.register_fake
 def _(
     handle: int, value: Tensor, x: Tensor, bias: Tensor | None, rows: int, kernel_size: list[int], dilation: list[int],
-    padding: list[int], together: bool,
+    padding: list[int],
 ) -> Tensor:  # fmt: skip
     image = (x.shape[1], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
     high, wide, _ = _places(image, kernel_size, dilation)
     return x.new_empty((len(x), rows, high, wide))
 
 
-def _setup(ctx, inputs, output) -> None:
-    handle, value, x, bias, _ = inputs
-    ctx.handle, ctx.has_bias = handle, bias is not None
-    ctx.stored = _ALIVE.get(handle)  # alive until the gradient is taken
-    ctx.save_for_backward(value, x)
-
-
-def _backward(ctx, grad: Tensor):
-    value, x = ctx.saved_tensors
-    grad = turn(grad.t()) if _is_turned(grad) else grad.contiguous()
-    by_value = _values(ctx.handle, grad, x, value) if value is not None and ctx.needs_input_grad[1] else None
-    by_x = _turned(ctx.handle, value, grad, x.shape[0]) if ctx.needs_input_grad[2] else None
-    by_bias = grad.sum(1) if ctx.has_bias and ctx.needs_input_grad[3] else None
-    return None, by_value, by_x, by_bias, None
-
-
-_product.register_autograd(_backward, setup_context=_setup)
-_layer.register_autograd(_layer_backward, setup_context=_setup)
-
-
-def turn(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns rows"]:
-    """The transpose in memory of its own: a batch to feature-major, and its gradient back."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return x.t().contiguous()
-    return _turn_now(x) if plainly(x) else _turn(x)
-
-
-def _turn_now(x: Tensor) -> Tensor:
-    return torch.from_numpy(turn_array(x.detach().contiguous().numpy(), n_threads=torch.get_num_threads()))
-
-
-_turn = torch.library.custom_op("ellzero::turn", _turn_now, mutates_args=())
-
-
-@_turn.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[1], x.shape[0]))
-
-
-_turn.register_autograd(lambda ctx, grad: _turn(grad))
-
-
 def _is_turned(x: Tensor) -> bool:
-    """Whether x is the view of a transpose, which ``turn`` brings into C order."""
+    """Whether x is the view of a transpose."""
     known = x.ndim == 2 and x.dtype in (torch.float32, torch.float64)
     return known and not x.is_contiguous() and x.t().is_contiguous()
 
@@ -330,5 +272,5 @@ def _array(tensor: Tensor) -> np.ndarray:
     if tensor.is_contiguous():
         return tensor.numpy()
     if _is_turned(tensor):
-        return turn_array(tensor.t().numpy(), n_threads=torch.get_num_threads())
+        return turn(tensor.t().numpy(), n_threads=torch.get_num_threads())
     return tensor.contiguous().numpy()
